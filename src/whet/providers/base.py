@@ -1,0 +1,119 @@
+"""The interface that every execution provider implements, and the values that cross it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from whet.config import DEFAULT_LIMITS, Limits
+from whet.errors import Terminated
+from whet.graph import Graph, Model, Node, Value
+from whet.passes.base import Pass
+from whet.runtime.values import RuntimeValue
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The provider runs this node, at every shape that its types allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The provider does not run this node, and why (shown in the placement report)."""
+
+    reason: str
+
+
+Claim = Accept | Refuse
+
+Level = Literal["disabled", "basic", "extended", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class CompileEnv:
+    """What a provider may know when it compiles a subgraph."""
+
+    limits: Limits = DEFAULT_LIMITS
+    level: Level = "all"
+    intra_op_threads: int = 0
+    """Threads for one run; 0 leaves the choice to the provider."""
+    goal: Literal["latency", "throughput"] = "latency"
+    precision: str = "float32"
+    deterministic: bool = False
+    model_path: str | None = None
+
+
+@dataclass(slots=True)
+class RunState:
+    """What one run owns: its cancel flag, deadline and, when profiling, its events."""
+
+    cancel: threading.Event = field(default_factory=threading.Event)
+    deadline: float | None = None
+    """`time.monotonic()` seconds after which the run stops, or None."""
+    events: list[ProfileEvent] | None = None
+    seed: int | None = None
+
+    def check(self) -> None:
+        """Raise Terminated when the run has been cancelled or its deadline has passed; called between nodes."""
+        if self.cancel.is_set():
+            raise Terminated("the run was stopped by RunOptions.terminate")
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise Terminated("the run passed its deadline")
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileEvent:
+    """One node's or step's execution, for the profile."""
+
+    name: str
+    op: str
+    provider: str
+    start_ns: int
+    duration_ns: int
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Subgraph:
+    """A part of a model for one provider: a graph whose inputs are everything it reads, captured values included."""
+
+    graph: Graph
+    model: Model
+    """The model around it (opsets, names, metadata); its own `graph` is this part."""
+    nodes: tuple[Node, ...] = ()
+
+
+class Executable(Protocol):
+    """A compiled subgraph. Thread-safe."""
+
+    def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
+        """Compute the subgraph's outputs. Inputs are borrowed and never written; no output aliases an input."""
+        ...
+
+
+class ExecutionProvider(Protocol):
+    """Runs part of a graph. One object a session, made from the session's provider options."""
+
+    name: str
+
+    def claim(self, node: Node, graph: Graph) -> Claim:
+        """Whether this provider runs `node`; called at load with symbolic shapes, binding for every later shape."""
+        ...
+
+    def passes(self, level: Level) -> tuple[Pass, ...]:
+        """Passes of this provider's own, run on its subgraph after partitioning."""
+        ...
+
+    def compile(self, subgraph: Subgraph, env: CompileEnv) -> Executable:
+        """Make the subgraph executable. Raises EPFail or NotImplemented naming the node."""
+        ...
+
+    def options(self) -> dict[str, str]:
+        """The provider options in effect, as strings."""
+        ...
+
+
+NodeInputs = Sequence[Value | None]
