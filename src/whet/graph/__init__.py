@@ -1,5 +1,6 @@
 """The intermediate representation: values, nodes, graphs, symbolic dimensions, patches, verification and text."""
 
+from whet.graph.copy import copy_graph, copy_model, extract
 from whet.graph.core import Attribute, Graph, Model, Node, Provenance, Value
 from whet.graph.dims import Dim, Expr, Shape
 from whet.graph.patch import Patch, apply
@@ -24,4 +25,7 @@ __all__ = [
     "Type",
     "Value",
     "apply",
+    "copy_graph",
+    "copy_model",
+    "extract",
 ]
