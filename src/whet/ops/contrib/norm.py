@@ -37,14 +37,14 @@ def _statistics(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array,
 def layer_normalize(x: Array, gamma: Array, beta: Array | None, epsilon: float) -> Array:
     """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, in x's type."""
     mean, inverse = _statistics(x, (-1,), epsilon)
-    result: Array = (x - mean) * inverse * gamma
-    return result if beta is None else np.asarray(result + beta)
+    result = (x - mean) * inverse * gamma
+    return np.asarray(result) if beta is None else np.asarray(result + beta)
 
 
 def rms_normalize(x: Array, gamma: Array | None, epsilon: float) -> Array:
     """x / sqrt(mean(x^2) + epsilon) * gamma over the last axis, in x's type."""
     result = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + epsilon)
-    return result if gamma is None else result * gamma
+    return np.asarray(result) if gamma is None else np.asarray(result * gamma)
 
 
 def layer_normalization(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from whet.ops.base import Kernel
-from whet.ops.contrib import activation, attention, matmul, norm, rotary
+from whet.ops.contrib import (
+    activation,
+    attention,
+    block_quantized,
+    conv,
+    grouped_attention,
+    matmul,
+    norm,
+    quantized,
+    quantized_matmul,
+    recurrent,
+    rotary,
+)
 
 CONTRIB_KERNELS: dict[str, Kernel] = {
     # activations
@@ -32,6 +44,7 @@ CONTRIB_KERNELS: dict[str, Kernel] = {
     "Attention": attention.attention,
     "DecoderMaskedMultiHeadAttention": attention.decoder_masked_multi_head_attention,
     "GemmaRotaryEmbedding": rotary.gemma_rotary_embedding,
+    "GroupQueryAttention": grouped_attention.group_query_attention,
     "MRotaryEmbedding": rotary.multimodal_rotary_embedding,
     "MultiHeadAttention": attention.multi_head_attention,
     "QAttention": attention.quantized_attention,
@@ -43,4 +56,34 @@ CONTRIB_KERNELS: dict[str, Kernel] = {
     "GemmFastGelu": matmul.gemm_fast_gelu,
     "MatMulInteger16": matmul.matmul_integer16,
     "TransposeMatMul": matmul.fused_matmul,
+    # convolutions and pools
+    "ConvTransposeWithDynamicPads": conv.conv_transpose_with_dynamic_pads,
+    "FusedConv": conv.fused_conv,
+    "MaxpoolWithMask": conv.max_pool_with_mask,
+    "NhwcConv": conv.nhwc_conv,
+    "NhwcFusedConv": conv.nhwc_conv,
+    "NhwcMaxPool": conv.nhwc_max_pool,
+    "QLinearAveragePool": conv.qlinear_average_pool,
+    "QLinearConv": conv.qlinear_conv,
+    # quantized
+    "DequantizeLinear": quantized.dequantize_linear,
+    "DynamicQuantizeLSTM": recurrent.dynamic_quantize_lstm,
+    "DynamicQuantizeMatMul": quantized_matmul.dynamic_quantize_matmul,
+    "GatherBlockQuantized": block_quantized.gather_block_quantized,
+    "MatMulBnb4": block_quantized.matmul_bnb4,
+    "MatMulIntegerToFloat": quantized_matmul.matmul_integer_to_float,
+    "MatMulNBits": block_quantized.matmul_nbits,
+    "MulInteger": quantized.mul_integer,
+    "QGemm": quantized_matmul.qgemm,
+    "QLinearAdd": quantized.qlinear_add,
+    "QLinearConcat": quantized.qlinear_concat,
+    "QLinearGlobalAveragePool": quantized.qlinear_global_average_pool,
+    "QLinearLeakyRelu": quantized.qlinear_leaky_relu,
+    "QLinearMul": quantized.qlinear_mul,
+    "QLinearReduceMean": quantized.qlinear_reduce_mean,
+    "QLinearSigmoid": quantized.qlinear_sigmoid,
+    "QLinearSoftmax": quantized.qlinear_softmax,
+    "QLinearWhere": quantized.qlinear_where,
+    "QuantizeLinear": quantized.quantize_linear,
+    "ReduceSumInteger": quantized.reduce_sum_integer,
 }
