@@ -146,6 +146,10 @@ def _elu(x: Array, alpha: float) -> Array:
     return np.where(x >= 0, x, alpha * np.expm1(np.minimum(x, 0))).astype(x.dtype)
 
 
+def _celu(x: Array, alpha: float) -> Array:
+    return (np.maximum(x, 0) + alpha * np.expm1(np.minimum(x, 0) / alpha)).astype(x.dtype)
+
+
 # name: (function of x, alpha, beta; default of alpha, default of beta). The names are those of ONNX operators.
 _ACTIVATIONS: dict[str, tuple[Callable[[Array, float, float], Array], float, float]] = {
     "": (lambda x, a, b: x, 0.0, 0.0),
@@ -161,6 +165,9 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Array, float, float], Array], float, flo
     "Affine": (lambda x, a, b: a * x + b, 1.0, 0.0),
     "ScaledTanh": (lambda x, a, b: a * np.tanh(b * x), 1.0, 1.0),
     "Elu": (lambda x, a, b: _elu(x, a), 1.0, 0.0),
+    "Celu": (lambda x, a, b: _celu(x, a), 1.0, 0.0),
+    "Selu": (lambda x, a, b: b * _elu(x, a), 1.6732632423543772, 1.0507009873554805),
+    "ParametricSoftplus": (lambda x, a, b: a * softplus(b * x), 1.0, 1.0),
     "Softsign": (lambda x, a, b: x / (1 + np.abs(x)), 0.0, 0.0),
     "Softplus": (lambda x, a, b: softplus(x), 0.0, 0.0),
     "Gelu": (lambda x, a, b: gelu(x), 0.0, 0.0),
@@ -169,7 +176,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Array, float, float], Array], float, flo
 
 
 def activate(name: str, x: Array, parameters: Sequence[float] = ()) -> Array:
-    """The activation of that ONNX name (upper and lower case alike) on x; `parameters` are alpha and beta, as given."""
+    """The activation of that ONNX name (in any case) on x; `parameters` are alpha and beta (Selu: gamma), as given."""
     found = {known.lower(): entry for known, entry in _ACTIVATIONS.items()}.get(name.lower())
     if found is None:
         raise InvalidArgument(

@@ -71,7 +71,8 @@ def fused_matmul_activation(inputs: Inputs, attributes: Attributes, output_count
 
 def _activation_parameters(attributes: Attributes) -> list[float]:
     parameters: list[float] = []
-    for name in ("activation_alpha", "activation_beta"):
+    second = "activation_gamma" if text(attributes, "activation", "") == "Selu" else "activation_beta"
+    for name in ("activation_alpha", second):
         if name not in attributes:
             break
         parameters.append(float(attributes[name]))

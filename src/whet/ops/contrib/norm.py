@@ -176,7 +176,7 @@ def quantized_embed_layer_normalization(inputs: Inputs, attributes: Attributes, 
         data = required(inputs, index, name)
         factor = scalar(required(inputs, scale_index, f"{name}_scale"), f"{name}_scale")
         zero = scalar(required(inputs, scale_index + 5, f"{name}_zero_point"), f"{name}_zero_point")
-        return np.asarray((data.astype(np.int32) - int(zero)) * factor)
+        return np.asarray((data.astype(np.int32) - int(zero)).astype(factor.dtype) * factor)
 
     ids, segments = required(inputs, 0, "input_ids"), optional(inputs, 1)
     words, positions = table(2, 8, "word_embedding"), table(3, 9, "position_embedding")
