@@ -22,6 +22,7 @@ def copy_model(model: Model) -> Model:
         model_version=model.model_version,
         doc_string=model.doc_string,
         metadata=dict(model.metadata),
+        denotations=dict(model.denotations),
         path=model.path,
         patches=model.patches,
         names=names,
@@ -39,7 +40,7 @@ def copy_graph(graph: Graph, values: dict[Value, Value]) -> Graph:
     copy.overridable = [_copy_value(v, values) for v in graph.overridable]
     for node in graph:
         copy.append(copy_node(node, values))
-    copy.set_outputs(values.get(v, v) for v in graph.outputs)
+    copy.set_outputs([_read(v, values) for v in graph.outputs])
     return copy
 
 
@@ -50,7 +51,7 @@ def extract(graph: Graph, nodes: Iterable[Node], inputs: Iterable[Value], output
     part.inputs = [_copy_value(v, values) for v in inputs]
     for node in nodes:
         part.append(copy_node(node, values))
-    part.set_outputs(values.get(v, v) for v in outputs)
+    part.set_outputs([_read(v, values) for v in outputs])
     return part
 
 

@@ -418,6 +418,8 @@ class Model:
     model_version: int = 0
     doc_string: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    denotations: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """For each input that has any: the denotation of every dimension (empty where none)."""
     path: str | None = None
     """The file that the model came from, or None for bytes."""
     patches: int = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from whet.errors import NotImplemented
 from whet.graph import Graph, Model, Node, TensorType, Value
 from whet.graph.dims import product
 from whet.providers.base import Accept, ExecutionProvider, Refuse
@@ -105,7 +104,7 @@ def partition(
                 node=node.label,
                 file=model.path,
                 found="; ".join(f"{name}: {reason}" for name, reason in refusals),
-                hint="Register it as a custom operator (SessionOptions.register_custom_op) or add a provider that has it.",
+                hint="Register it (SessionOptions.register_custom_op), or add a provider that has it.",
             )
     part_of = _cluster(placed)
     order = _order_parts(placed, part_of)
@@ -213,9 +212,7 @@ def _report(
             if value.producer is not None:
                 source = parts[rank[part_of[value.producer]]].provider.name
                 crossings.append(Crossing(value.name, source, part.provider.name, _nbytes(value)))
-    return Placement(
-        nodes, tuple((p.provider.name, len(p.nodes)) for p in parts), tuple(crossings), tuple(notes)
-    )
+    return Placement(nodes, tuple((p.provider.name, len(p.nodes)) for p in parts), tuple(crossings), tuple(notes))
 
 
 def _nbytes(value: Value) -> int | None:

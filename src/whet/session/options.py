@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
-from whet.errors import InvalidArgument, NotImplemented, did_you_mean
+from whet.errors import InvalidArgument, did_you_mean
 from whet.ops.custom import CustomOp
 from whet.providers.base import Level
 from whet.session.config_keys import check_run_key, check_session_key
@@ -173,8 +174,20 @@ class RunOptions(_CheckedAttributes):
         self.log_verbosity_level = 0
         self.logid = ""
         self.only_execute_path_to_fetches = False
-        self.terminate = False
+        self._cancel = threading.Event()
         self._config: dict[str, str] = {}
+
+    @property
+    def terminate(self) -> bool:
+        """Whether runs with this object stop at the next node."""
+        return self._cancel.is_set()
+
+    @terminate.setter
+    def terminate(self, value: bool) -> None:
+        if value:
+            self._cancel.set()
+        else:
+            self._cancel.clear()
 
     def add_run_config_entry(self, key: str, value: str) -> None:
         """Set a configuration key of this run. Raises InvalidArgument for an unknown one."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from whet import dtypes
 from whet.dtypes import DType
-from whet.errors import InvalidArgument, NotImplemented
+from whet.errors import InvalidArgument
 from whet.runtime.values import Map, Optional, RuntimeValue, Sequence, Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,7 +51,9 @@ class OrtValue:
     # Construction
 
     @staticmethod
-    def ortvalue_from_numpy(numpy_obj: Array, device_type: str = "cpu", device_id: int = 0, vendor_id: int = -1) -> OrtValue:
+    def ortvalue_from_numpy(
+        numpy_obj: Array, device_type: str = "cpu", device_id: int = 0, vendor_id: int = -1
+    ) -> OrtValue:
         """Wrap a copy of the array. Raises InvalidArgument for a dtype without ONNX equivalent or another device."""
         _require_cpu(device_type)
         return OrtValue(to_tensor(np.array(numpy_obj, order="C"), "numpy_obj"))
@@ -81,7 +83,9 @@ class OrtValue:
     def from_dlpack(cls, data: Any, is_bool_tensor: bool = False) -> OrtValue:
         """Borrow the memory of any object with `__dlpack__` (numpy, torch, jax, ... on the CPU); nothing is copied."""
         if not hasattr(data, "__dlpack__"):
-            raise InvalidArgument("not a DLPack producer", found=type(data).__name__, expected="an object with __dlpack__")
+            raise InvalidArgument(
+                "not a DLPack producer", found=type(data).__name__, expected="an object with __dlpack__"
+            )
         array = np.from_dlpack(data)
         if is_bool_tensor and array.dtype == np.uint8:
             array = array.view(np.bool_)
@@ -186,7 +190,10 @@ def to_tensor(array: Any, what: str) -> Tensor:
     dtype = dtypes.from_numpy(array.dtype)
     if dtype is None:
         raise InvalidArgument(
-            "no ONNX element type for this array", value=what, found=f"numpy {array.dtype}", expected="a numeric, bool or string array"
+            "no ONNX element type for this array",
+            value=what,
+            found=f"numpy {array.dtype}",
+            expected="a numeric, bool or string array",
         )
     if dtype is dtypes.STRING:
         return Tensor.from_numpy(_strings(array, what), dtype)
@@ -214,7 +221,7 @@ def _strings(array: Array, what: str) -> Array:
 
 
 def to_runtime(value: Any, what: str) -> RuntimeValue:
-    """A runtime value from what a caller feeds: arrays, OrtValue, lists (sequences), None (empty optional), dicts (maps)."""
+    """A runtime value from what a caller feeds: arrays, OrtValues, lists (sequences), dicts (maps), None (no value)."""
     if isinstance(value, OrtValue):
         return value._value
     if value is None:
@@ -256,7 +263,9 @@ def _dtype_from(element_type: Any) -> DType:
     else:
         found = dtypes.from_numpy(element_type)
     if found is None:
-        raise InvalidArgument("no such element type", found=element_type, expected="a numpy type or an ONNX type number")
+        raise InvalidArgument(
+            "no such element type", found=element_type, expected="a numpy type or an ONNX type number"
+        )
     return found
 
 

@@ -1,0 +1,84 @@
+"""Runs the parts of a model in order: slots for values, release after the last read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whet.graph import Value
+from whet.graph.tensor import TensorData
+from whet.providers.base import Executable, RunState
+from whet.runtime.values import RuntimeValue, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One part: what to run, the slots it reads and fills, and the slots that nobody reads after it."""
+
+    executable: Executable
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    release: tuple[int, ...]
+
+
+class Executor:
+    """The compiled form of a whole model. Immutable after construction; runs are independent of each other."""
+
+    def __init__(
+        self,
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
+        parts: Sequence[tuple[Executable, Sequence[Value], Sequence[Value]]],
+    ) -> None:
+        slots: dict[Value, int] = {value: i for i, value in enumerate(inputs)}
+        for _, _, made in parts:
+            for value in made:
+                slots[value] = len(slots)
+        self._input_count = len(inputs)
+        self._slot_count = len(slots)
+        self._outputs: list[int | TensorData] = [
+            value.data if value.data is not None else slots[value] for value in outputs
+        ]
+        kept = {slots[v] for v in outputs if v.data is None}
+        last_read: dict[int, int] = {}
+        for index, (_, read, _) in enumerate(parts):
+            for value in read:
+                last_read[slots[value]] = index
+        self._steps = tuple(
+            Step(
+                executable,
+                tuple(slots[v] for v in read),
+                tuple(slots[v] for v in made),
+                tuple(s for s, last in last_read.items() if last == index and s not in kept),
+            )
+            for index, (executable, read, made) in enumerate(parts)
+        )
+
+    def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
+        """Compute all outputs. An output that is an input or a constant is a copy: results never alias either."""
+        values: list[RuntimeValue | None] = [*inputs, *([None] * (self._slot_count - self._input_count))]
+        for step in self._steps:
+            state.check()
+            results = step.executable.run([_present(values[i]) for i in step.inputs], state)
+            for slot, result in zip(step.outputs, results, strict=True):
+                values[slot] = result
+            for slot in step.release:
+                values[slot] = None
+        finished: list[RuntimeValue] = []
+        for source in self._outputs:
+            if isinstance(source, TensorData):
+                finished.append(Tensor.from_numpy(source.numpy().copy(), source.dtype))
+            elif source < self._input_count:
+                finished.append(_copied(_present(values[source])))
+            else:
+                finished.append(_present(values[source]))
+        return finished
+
+
+def _present(value: RuntimeValue | None) -> RuntimeValue:
+    assert value is not None, "a slot is read before it is filled"
+    return value
+
+
+def _copied(value: RuntimeValue) -> RuntimeValue:
+    return Tensor.from_numpy(value.numpy().copy(), value.dtype) if isinstance(value, Tensor) else value
