@@ -67,8 +67,8 @@ class Compiled:
     executor: Executor
 
 
-def load(source: Source, settings: LoadSettings) -> Loaded:
-    """Load a model and run the passes of its level."""
+def load(source: Source, settings: LoadSettings, *, stop_after: int | None = None) -> Loaded:
+    """Load a model and run the passes of its level (only the first `stop_after` patches, for bisection)."""
     model = load_model(source, settings.limits, as_inputs=settings.as_inputs, initializers=settings.initializers)
     _override_dims(model, settings)
     declared = [(v.name, v.type) for v in model.graph.outputs]
@@ -76,6 +76,7 @@ def load(source: Source, settings: LoadSettings) -> Loaded:
         model,
         settings.level,
         limits=settings.limits,
+        stop_after=stop_after,
         disabled=settings.disabled_passes,
         custom={op.op: op.infer for op in settings.custom_ops if op.infer is not None},
     )

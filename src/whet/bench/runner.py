@@ -1,0 +1,168 @@
+"""Engines side by side on one model: one process each, rounds interleaved, answers compared with the first one's."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whet.bench.engines import check_engine, engine_version
+from whet.bench.feed_file import load_values, save_values
+from whet.bench.statistics import Latency, summarize
+from whet.errors import Fail
+from whet.version import __version__
+
+ROUND_SECONDS = 0.25
+"""What one engine's share of a round should take; slow engines run once a round."""
+
+
+@dataclass(slots=True)
+class EngineResult:
+    """What one engine did: its timings, or why it could not run the model."""
+
+    engine: str
+    version: str
+    load_ms: float = 0.0
+    first_run_ms: float = 0.0
+    latency: Latency | None = None
+    outputs: list[Any] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass(slots=True)
+class SideBySide:
+    """A comparison of engines on one model and one feed."""
+
+    model: str
+    threads: int
+    rounds: int
+    results: list[EngineResult]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: timings with the machine and the versions that they were taken on."""
+        return {
+            "model": os.path.basename(self.model),
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "whet": __version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} CPUs",
+            "engines": [
+                {
+                    "engine": r.engine,
+                    "version": r.version,
+                    "load_ms": r.load_ms,
+                    "first_run_ms": r.first_run_ms,
+                    "latency": r.latency.as_dict() if r.latency else None,
+                    "error": r.error,
+                }
+                for r in self.results
+            ],
+        }
+
+
+class _Process:
+    """A worker process and its JSON-lines conversation."""
+
+    def __init__(self, engine: str, model: str, feed: Path, results: Path, threads: int) -> None:
+        self.engine = engine
+        self.results = results
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "whet.bench.worker", engine, model, str(feed), str(results), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            tail = self._errors.read()[-500:].decode("utf-8", "replace").strip()
+            return {"error": f"the process ended with status {self._process.returncode}: {tail}"}
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def time_runs(self, runs: int) -> list[float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"runs": runs}) + "\n")
+        self._process.stdin.flush()
+        answer = self.receive()
+        if "error" in answer:
+            raise Fail("an engine's process failed while it was timed", value=self.engine, found=answer["error"])
+        return [float(t) for t in answer["timings_s"]]
+
+    def close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+
+def run_side_by_side(
+    model: str,
+    engines: Sequence[str],
+    feed: Mapping[str, Any],
+    *,
+    threads: int = 0,
+    rounds: int = 7,
+    models: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> SideBySide:
+    """Time `engines` on `model` with `feed`; `models` gives single engines another file (an optimized one).
+
+    `threads` is each engine's count (0: its own choice). Engines that fail are listed with their error. Raises
+    InvalidArgument or EPFail for an engine that is unknown or not installed.
+    """
+    for engine in engines:
+        check_engine(engine.partition("@")[0])
+    report = progress or (lambda text: None)
+    processes: list[tuple[_Process, EngineResult, int, list[float]]] = []
+    results: list[EngineResult] = []
+    with tempfile.TemporaryDirectory(prefix="whet-bench-") as folder:
+        feed_path = Path(folder) / "feed.npz"
+        save_values(feed_path, feed)
+        try:
+            for index, engine in enumerate(engines):
+                base = engine.partition("@")[0]
+                report(f"{engine}: loading")
+                process = _Process(
+                    base, (models or {}).get(engine, model), feed_path, Path(folder) / f"{index}.npz", threads
+                )
+                result = EngineResult(engine, engine_version(base))
+                results.append(result)
+                answer = process.receive()
+                if "error" in answer:
+                    result.error = str(answer["error"])
+                    process.close()
+                    continue
+                result.load_ms, result.first_run_ms = answer["load_s"] * 1e3, answer["first_run_s"] * 1e3
+                result.outputs = list(load_values(process.results).values())
+                probe = process.time_runs(1)[0]
+                processes.append((process, result, max(1, int(ROUND_SECONDS / max(probe, 1e-6))), []))
+            for number in range(rounds):
+                for process, result, runs, timings in processes:
+                    report(f"{result.engine}: round {number + 1} of {rounds}")
+                    timings.extend(process.time_runs(min(runs, 1000)))
+        finally:
+            for process, _, _, _ in processes:
+                process.close()
+    for _, result, _, timings in processes:
+        result.latency = summarize(timings)
+    return SideBySide(model, threads, rounds, results)
