@@ -215,8 +215,8 @@ def nhwc_max_pool(inputs: Inputs, attributes: Attributes, output_count: int) -> 
 def max_pool_with_mask(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     """The maximum of each window of X (N, C, *spatial), each of its rows read up to the first position whose mask is 0.
 
-    The first position of every channel counts as unmasked, as in ONNX Runtime; a window that is masked throughout
-    gives the lowest float.
+    With more than one spatial axis the first position of a channel counts as unmasked, as in ONNX Runtime; a window
+    that is masked throughout gives the lowest float.
     """
     x, mask = required(inputs, 0, "X"), required(inputs, 1, "M")
     expect_rank(x, range(3, 65), "X")
@@ -225,7 +225,8 @@ def max_pool_with_mask(inputs: Inputs, attributes: Attributes, output_count: int
     least = float(np.finfo(wide.dtype).min)
     window = window_of(x.shape[2:], attributes)
     unmasked = np.broadcast_to(mask, x.shape) != 0
-    unmasked[(slice(None), slice(None), *(0,) * (x.ndim - 2))] = True
+    if x.ndim > 3:
+        unmasked[(slice(None), slice(None), *(0,) * (x.ndim - 2))] = True
     seen = np.logical_and.accumulate(patches(unmasked, window, 1), axis=-1)
     result = np.where(seen, patches(wide, window, least), least).max(axis=tuple(range(x.ndim, 2 * x.ndim - 2)))
     return [result.astype(x.dtype)]

@@ -9,12 +9,17 @@ from whet.ops.contrib import (
     block_quantized,
     conv,
     grouped_attention,
+    image,
     matmul,
+    movement,
     norm,
+    numeric,
+    position_bias,
     quantized,
     quantized_matmul,
     recurrent,
     rotary,
+    state,
 )
 
 CONTRIB_KERNELS: dict[str, Kernel] = {
@@ -86,4 +91,35 @@ CONTRIB_KERNELS: dict[str, Kernel] = {
     "QLinearWhere": quantized.qlinear_where,
     "QuantizeLinear": quantized.quantize_linear,
     "ReduceSumInteger": quantized.reduce_sum_integer,
+    # moving and picking elements
+    "ExpandDims": movement.expand_dims,
+    "GatherND": movement.gather_nd,
+    "IsAllFinite": movement.is_all_finite,
+    "NGramRepeatBlock": movement.ngram_repeat_block,
+    "Pad": movement.pad,
+    "Range": movement.range_kernel,
+    "RemovePadding": movement.remove_padding,
+    "RestorePadding": movement.restore_padding,
+    "SampleOp": movement.sample_op,
+    "TorchEmbedding": movement.torch_embedding,
+    "Trilu": movement.trilu,
+    "UnfoldTensor": movement.unfold_tensor,
+    "Unique": movement.unique,
+    # images
+    "CropAndResize": image.crop_and_resize,
+    "GridSample": image.grid_sample,
+    # numeric
+    "CDist": numeric.cdist,
+    "ComplexMul": numeric.complex_mul,
+    "ComplexMulConj": numeric.complex_mul_conj,
+    "DynamicTimeWarping": numeric.dynamic_time_warping,
+    "Inverse": numeric.inverse,
+    "Irfft": numeric.irfft,
+    "MurmurHash3": numeric.murmur_hash3,
+    "Rfft": numeric.rfft,
+    # position biases and recurrent language models
+    "CausalConvWithState": state.causal_conv_with_state,
+    "GatedRelativePositionBias": position_bias.gated_relative_position_bias,
+    "LinearAttentionGate": state.linear_attention_gate,
+    "RelativePositionBias": position_bias.relative_position_bias,
 }
