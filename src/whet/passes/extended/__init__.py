@@ -3,6 +3,61 @@
 from __future__ import annotations
 
 from whet.passes.base import Pass
+from whet.passes.extended.activations import (
+    FuseGelu,
+    FuseGeluTanh,
+    FuseHardSigmoid,
+    FuseHardSwish,
+    FuseLeakyRelu,
+    FuseMish,
+    FusePRelu,
+    FuseRelu,
+    FuseSigmoid,
+    FuseSoftplus,
+    FuseSwish,
+)
+from whet.passes.extended.group_norm import FuseBatchNorm, FuseGroupNorm, FuseInstanceNorm
+from whet.passes.extended.layer_norm import (
+    AbsorbAffine,
+    AbsorbNormCasts,
+    FuseFoldedLayerNorm,
+    FuseLayerNorm,
+    FuseRMSNorm,
+)
+from whet.passes.extended.matmul_scale import FoldMatMulScale
+from whet.passes.extended.qdq import AnnotateQuantization
+from whet.passes.extended.softmax import FuseLogOfSoftmax, FuseLogSoftmax, FuseSoftmax
 
-EXTENDED_PASSES: tuple[Pass, ...] = ()
+EXTENDED_PASSES: tuple[Pass, ...] = (
+    # First: no fusion may swallow a value that the model quantizes.
+    AnnotateQuantization(),
+    # Sigmoid and Softplus before what is made of them. The tanh form of Gelu may be written with a sigmoid: before Swish.
+    FuseSigmoid(),
+    FuseSoftplus(),
+    FuseGelu(),
+    FuseGeluTanh(),
+    FuseSwish(),
+    FuseMish(),
+    # A HardSwish may be written with either form of HardSigmoid, and both with clips that contain a Relu's maximum.
+    FuseHardSigmoid(),
+    FuseHardSwish(),
+    FuseRelu(),
+    FuseLeakyRelu(),
+    FusePRelu(),
+    # Largest formula first: each of the later ones is a part of an earlier one.
+    FuseGroupNorm(),
+    FuseInstanceNorm(),
+    FuseFoldedLayerNorm(),
+    FuseLayerNorm(),
+    FuseRMSNorm(),
+    # Casts lie between a normalization and its scale, so they go first.
+    AbsorbNormCasts(),
+    AbsorbAffine(),
+    FuseBatchNorm(),
+    FuseSoftmax(),
+    FuseLogSoftmax(),
+    FuseLogOfSoftmax(),
+    # After attention, whose scale it would otherwise hide in the weights of a projection.
+    FoldMatMulScale(),
+)
 """The fusions in the order in which they run."""
