@@ -21,6 +21,8 @@ class PassContext:
     model: Model
     limits: Limits = DEFAULT_LIMITS
     refusals: list[Refusal] = field(default_factory=list)
+    folding_seconds: float = 0.0
+    """Time that constant folding has spent on this model so far."""
 
     def refuse(self, rewrite: str, node: Node, reason: str) -> None:
         """Record why a node that looked right for `rewrite` was left alone."""

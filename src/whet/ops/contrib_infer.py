@@ -1,0 +1,93 @@
+"""Inference for common operators of the `com.microsoft` domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whet.dtypes import FLOAT32, INT32
+from whet.graph import Node, Shape, TensorType, Type
+from whet.graph.dims import Dim, floor_div
+from whet.ops.common import broadcast_inputs, dtype_of, required, shape_of
+from whet.ops.matmul import product_shape
+
+
+def skip_layer_norm(node: Node) -> Sequence[Type | None]:
+    """SkipLayerNormalization and its simplified form: result, mean, inverse deviation, sum of input and skip."""
+    source = required(node, 0)
+    x = shape_of(source)
+    reduced = TensorType(FLOAT32, None if x is None else (*x[:-1], 1))
+    return (source.type, reduced, reduced, source.type)
+
+
+def embed_layer_norm(node: Node) -> Sequence[Type | None]:
+    """EmbedLayerNormalization: embeddings, mask index, sum of embeddings."""
+    ids, table = shape_of(required(node, 0)), shape_of(required(node, 2))
+    dtype = dtype_of(node.input(2))
+    if ids is None or len(ids) != 2:
+        return (TensorType(dtype), TensorType(INT32), TensorType(dtype))
+    hidden: Dim = table[-1] if table is not None and table else None
+    mask: Shape = (ids[0],) if node.int_attr("mask_index_type", 1) == 1 else ids
+    full = TensorType(dtype, (*ids, hidden))
+    return (full, TensorType(INT32, mask), full)
+
+
+def fused_matmul(node: Node) -> Sequence[Type | None]:
+    a, b = shape_of(required(node, 0)), shape_of(required(node, 1))
+    dtype = dtype_of(node.input(0))
+    if a is None or b is None or node.int_attr("transBatchA", 0) or node.int_attr("transBatchB", 0):
+        return (TensorType(dtype),)
+    return (TensorType(dtype, product_shape(_swapped(a, node, "transA"), _swapped(b, node, "transB"))),)
+
+
+def _swapped(shape: Shape, node: Node, attribute: str) -> Shape:
+    if node.int_attr(attribute, 0) and len(shape) > 1:
+        return (*shape[:-2], shape[-1], shape[-2])
+    return shape
+
+
+def matmul_nbits(node: Node) -> Sequence[Type | None]:
+    source = required(node, 0)
+    x = shape_of(source)
+    return (TensorType(dtype_of(source), None if not x else (*x[:-1], node.int_attr("N", 0) or None)),)
+
+
+def attention(node: Node) -> Sequence[Type | None]:
+    """Attention over a packed projection: the result and the present state."""
+    source, weight = required(node, 0), required(node, 1)
+    x, w = shape_of(source), shape_of(weight)
+    dtype = dtype_of(source)
+    if x is None or len(x) != 3:
+        return (TensorType(dtype), TensorType(dtype))
+    sizes = node.ints_attr("qkv_hidden_sizes")
+    packed = w[1] if w is not None and len(w) == 2 else None
+    hidden: Dim = sizes[2] if len(sizes) == 3 else None if packed is None else floor_div(packed, 3)
+    return (TensorType(dtype, (x[0], x[1], hidden)), TensorType(dtype))
+
+
+def multi_head_attention(node: Node) -> Sequence[Type | None]:
+    q, v = shape_of(required(node, 0)), shape_of(node.input(2))
+    dtype = dtype_of(node.input(0))
+    result: Shape | None = None
+    if q is not None and len(q) == 3 and v is not None:
+        hidden = v[2] if len(v) == 3 else None if v[1] is None or v[3] is None else v[1] * v[3]
+        result = (q[0], q[1], hidden)
+    return (TensorType(dtype, result), TensorType(dtype), TensorType(dtype), TensorType(dtype))
+
+
+def grouped_attention(node: Node) -> Sequence[Type | None]:
+    """GroupQueryAttention: the result as wide as the query, present key and value."""
+    q = shape_of(required(node, 0))
+    dtype = dtype_of(node.input(0))
+    if q is None or len(q) != 3:
+        return (TensorType(dtype), TensorType(dtype), TensorType(dtype))
+    hidden = q[2]
+    if node.input(1) is None and hidden is not None:
+        heads, kv_heads = node.int_attr("num_heads", 0), node.int_attr("kv_num_heads", 0)
+        hidden = floor_div(hidden * heads, heads + 2 * kv_heads) if heads else None
+    return (TensorType(dtype, (q[0], q[1], hidden)), TensorType(dtype), TensorType(dtype))
+
+
+def qlinear_binary(node: Node) -> Sequence[Type | None]:
+    """QLinearAdd, QLinearMul: both quantized inputs broadcast."""
+    pair = (required(node, 0), required(node, 3))
+    return (TensorType(dtype_of(pair[0]), broadcast_inputs(pair)),)

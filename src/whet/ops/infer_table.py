@@ -1,0 +1,201 @@
+"""The literal tables of inference rules. Operators that are not here are inferred by `onnx` itself (see onnx_infer)."""
+
+from __future__ import annotations
+
+from whet.ops import (
+    attention,
+    contrib_infer,
+    control,
+    conv,
+    elementwise,
+    indexing,
+    matmul,
+    movement,
+    norm,
+    quant,
+    sequence,
+    symbolic,
+)
+from whet.ops.base import Infer, Propagate
+
+INFER: dict[str, Infer] = {
+    # element-wise, one input
+    **dict.fromkeys(
+        (
+            "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos",
+            "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log",
+            "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
+            "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+        ),
+        elementwise.same,
+    ),
+    # the type of the first input, whatever the others are
+    **dict.fromkeys(
+        (
+            "CumProd", "CumSum", "InstanceNormalization", "GroupNormalization", "LRN", "LpNormalization",
+            "MeanVarianceNormalization", "RMSNormalization", "ReverseSequence", "RotaryEmbedding", "ScatterElements",
+            "ScatterND", "TensorScatter", "Trilu",
+        ),
+        elementwise.same,
+    ),
+    "IsInf": elementwise.boolean,
+    "IsNaN": elementwise.boolean,
+    # element-wise, several inputs
+    **dict.fromkeys(
+        (
+            "Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Or",
+            "Sub", "Sum", "Xor",
+        ),
+        elementwise.broadcasting,
+    ),
+    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), elementwise.comparing),
+    **dict.fromkeys(("BitShift", "PRelu", "Pow"), elementwise.power),
+    "Where": elementwise.where,
+    "Cast": elementwise.cast,
+    "CastLike": elementwise.cast_like,
+    "Dropout": elementwise.dropout,
+    "Bernoulli": elementwise.random_like,
+    "RandomNormalLike": elementwise.random_like,
+    "RandomUniformLike": elementwise.random_like,
+    "RandomNormal": elementwise.random_shape,
+    "RandomUniform": elementwise.random_shape,
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), elementwise.softmax),
+    # movement
+    "Constant": movement.constant,
+    "Shape": movement.shape,
+    "Size": movement.size,
+    "Reshape": movement.reshape,
+    "Flatten": movement.flatten,
+    "Squeeze": movement.squeeze,
+    "Unsqueeze": movement.unsqueeze,
+    "Transpose": movement.transpose,
+    "Concat": movement.concat,
+    "Split": movement.split,
+    "Expand": movement.expand,
+    "Tile": movement.tile,
+    "Pad": movement.pad,
+    "Resize": movement.resize,
+    "DepthToSpace": movement.depth_to_space,
+    "SpaceToDepth": movement.space_to_depth,
+    # indexing and generation
+    "Gather": indexing.gather,
+    "GatherElements": indexing.gather_elements,
+    "GatherND": indexing.gather_nd,
+    "Slice": indexing.slice_,
+    "TopK": indexing.top_k,
+    "NonZero": indexing.non_zero,
+    "Compress": indexing.compress,
+    "OneHot": indexing.one_hot,
+    "ConstantOfShape": indexing.constant_of_shape,
+    "Range": indexing.range_,
+    "EyeLike": indexing.eye_like,
+    # products and windows
+    "MatMul": matmul.matmul,
+    "MatMulInteger": matmul.matmul_integer,
+    "QLinearMatMul": matmul.qlinear_matmul,
+    "Gemm": matmul.gemm,
+    "Conv": conv.conv,
+    "ConvInteger": conv.conv_integer,
+    "QLinearConv": conv.qlinear_conv,
+    "ConvTranspose": conv.conv_transpose,
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), conv.pool),
+    **dict.fromkeys(("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"), conv.global_pool),
+    # norms, reductions, recurrent layers, attention
+    "BatchNormalization": norm.batch_norm,
+    "LayerNormalization": norm.layer_norm,
+    **dict.fromkeys(
+        (
+            "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+            "ReduceProd", "ReduceSum", "ReduceSumSquare",
+        ),
+        norm.reduce,
+    ),
+    "ArgMax": norm.arg_reduce,
+    "ArgMin": norm.arg_reduce,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), norm.recurrent),
+    "Attention": attention.attention,
+    # sequences and optionals
+    "SequenceConstruct": sequence.construct,
+    "SequenceEmpty": sequence.empty,
+    "SequenceAt": sequence.at,
+    "SequenceInsert": sequence.insert,
+    "SequenceErase": sequence.erase,
+    "SequenceLength": sequence.length,
+    "SplitToSequence": sequence.split_to,
+    "ConcatFromSequence": sequence.concat_from,
+    "Optional": sequence.optional,
+    "OptionalGetElement": sequence.optional_get,
+    "OptionalHasElement": sequence.optional_has,
+    # quantization
+    "QuantizeLinear": quant.quantize,
+    "DequantizeLinear": quant.dequantize,
+    "DynamicQuantizeLinear": quant.dynamic_quantize,
+    # com.microsoft
+    **dict.fromkeys(
+        (
+            "com.microsoft.BiasGelu", "com.microsoft.FastGelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
+            "com.microsoft.BiasAdd", "com.microsoft.QLinearSigmoid", "com.microsoft.QLinearLeakyRelu",
+            "com.microsoft.QLinearSoftmax", "com.microsoft.RotaryEmbedding", "com.microsoft.GroupNorm",
+        ),
+        elementwise.same,
+    ),
+    "com.microsoft.SkipLayerNormalization": contrib_infer.skip_layer_norm,
+    "com.microsoft.SkipSimplifiedLayerNormalization": contrib_infer.skip_layer_norm,
+    "com.microsoft.EmbedLayerNormalization": contrib_infer.embed_layer_norm,
+    "com.microsoft.FusedMatMul": contrib_infer.fused_matmul,
+    "com.microsoft.FusedConv": conv.conv,
+    "com.microsoft.FusedGemm": matmul.gemm,
+    "com.microsoft.MatMulNBits": contrib_infer.matmul_nbits,
+    "com.microsoft.Attention": contrib_infer.attention,
+    "com.microsoft.MultiHeadAttention": contrib_infer.multi_head_attention,
+    "com.microsoft.GroupQueryAttention": contrib_infer.grouped_attention,
+    "com.microsoft.QLinearAdd": contrib_infer.qlinear_binary,
+    "com.microsoft.QLinearMul": contrib_infer.qlinear_binary,
+    "com.microsoft.QuantizeLinear": quant.quantize,
+    "com.microsoft.DequantizeLinear": quant.dequantize,
+}  # fmt: skip
+"""Types of outputs, keyed by `Node.op`."""
+
+CONTROL: dict[str, control.ControlInfer] = {
+    "If": control.if_,
+    "Loop": control.loop,
+    "Scan": control.scan,
+    "SequenceMap": control.sequence_map,
+}
+"""Operators that infer their subgraphs first."""
+
+PROPAGATE: dict[str, Propagate] = {
+    "Shape": symbolic.shape,
+    "Size": symbolic.size,
+    **dict.fromkeys(("Identity", "Floor", "Ceil", "Round"), symbolic.identity),
+    "Cast": symbolic.cast,
+    "Gather": symbolic.gather,
+    "Slice": symbolic.slice_,
+    "Concat": symbolic.concat,
+    **dict.fromkeys(("Squeeze", "Unsqueeze", "Reshape"), symbolic.view),
+    "Expand": symbolic.expand,
+    "ConstantOfShape": symbolic.constant_of_shape,
+    "Range": symbolic.range_,
+    "Where": symbolic.where,
+    "Add": symbolic.add,
+    "Sub": symbolic.sub,
+    "Mul": symbolic.mul,
+    "Div": symbolic.div,
+    "Mod": symbolic.mod,
+    "Neg": symbolic.neg,
+    "Max": symbolic.max_,
+    "Min": symbolic.min_,
+    "Equal": symbolic.equal,
+    "Greater": symbolic.greater,
+    "GreaterOrEqual": symbolic.greater_or_equal,
+    "Less": symbolic.less,
+    "LessOrEqual": symbolic.less_or_equal,
+    "Not": symbolic.not_,
+    "And": symbolic.and_,
+    "Or": symbolic.or_,
+    "ReduceProd": symbolic.reduce_prod,
+    "ReduceSum": symbolic.reduce_sum,
+    "ReduceMax": symbolic.reduce_max,
+    "ReduceMin": symbolic.reduce_min,
+}
+"""Elements of the first output as symbolic dimensions, keyed by `Node.op`."""
