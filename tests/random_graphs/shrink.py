@@ -73,7 +73,7 @@ def _pass_over_nodes(latest: Callable[[], Shrunk], attempt: Callable[[Shrunk | N
     for node in reversed(list(latest().model.graph.node)):
         if not any(other.output == node.output for other in latest().model.graph.node):
             continue
-        if attempt(_with_output_as_last(latest(), node)):
+        if attempt(_with_output_as_last(latest(), node, values)):
             continue
         if attempt(_with_node_as_input(latest(), node, values)):
             continue
@@ -84,12 +84,18 @@ def _pass_over_nodes(latest: Callable[[], Shrunk], attempt: Callable[[Shrunk | N
         attempt(_with_input_as_constant(latest(), given.name))
 
 
-def _with_output_as_last(shrunk: Shrunk, node: NodeProto) -> Shrunk | None:
+def _with_output_as_last(shrunk: Shrunk, node: NodeProto, values: Sequence[Feed]) -> Shrunk | None:
     """The model cut behind `node`."""
     names = [name for name in node.output if name]
-    if [output.name for output in shrunk.model.graph.output] == names:
+    if [output.name for output in shrunk.model.graph.output] == names or any(name not in values[0] for name in names):
         return None
-    return Shrunk(with_output(shrunk.model, names), shrunk.feeds)
+    model = with_output(shrunk.model, names)
+    del model.graph.output[:]
+    for name in names:
+        array = values[0][name]
+        dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+        model.graph.output.append(helper.make_tensor_value_info(name, dtype, [None] * array.ndim))
+    return Shrunk(model, shrunk.feeds)
 
 
 def _with_node_as_input(shrunk: Shrunk, node: NodeProto, values: Sequence[Feed]) -> Shrunk | None:
