@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from whet.errors import NotImplemented
 from whet.graph import Graph, Model, Node, TensorType, Value
 from whet.graph.dims import product
 from whet.providers.base import Accept, ExecutionProvider, Refuse

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.errors import InvalidArgument, did_you_mean
+from whet.graph import Model
 from whet.graph.tensor import TensorData
 from whet.passes.base import PassReport
 from whet.profiling.trace import TraceRecorder
@@ -25,6 +26,7 @@ from whet.session.options import RunOptions, SessionOptions
 from whet.session.ortvalue import OrtValue, to_python
 from whet.session.prepare import (
     Compiled,
+    Interface,
     LoadSettings,
     Source,
     check_no_reference,
@@ -124,7 +126,7 @@ class InferenceSession:
         if strict:
             check_no_reference(self._main.compiled.placement, self._requested)
         if self._options.optimized_model_filepath:
-            saved_model.save(self._main.compiled.loaded.model, self._options)
+            self.save_optimized_model(self._options.optimized_model_filepath)
         interface = self._main.compiled.loaded.interface
         self._inputs = [node_arg(v) for v in interface.inputs]
         self._outputs = [node_arg(v) for v in interface.outputs]
@@ -319,6 +321,20 @@ class InferenceSession:
     def pass_report(self) -> PassReport:
         """What the passes did at load."""
         return self._main.compiled.loaded.report
+
+    @property
+    def interface(self) -> Interface:
+        """Inputs, outputs and overridable initializers with their types."""
+        return self._main.compiled.loaded.interface
+
+    @property
+    def optimized_model(self) -> Model:
+        """The model as the passes left it; not to be changed."""
+        return self._main.compiled.loaded.model
+
+    def save_optimized_model(self, path: str | os.PathLike[str]) -> None:
+        """Write the optimized model in a form that ONNX Runtime reads; on an error nothing is left behind."""
+        saved_model.save(self._main.compiled.loaded.model, path, fuse=self._settings.level != "disabled")
 
     def get_provider_graph_assignment_info(self) -> list[OrtEpAssignedSubgraph]:
         """The nodes of each part. Needs the session key `session.record_ep_graph_assignment_info`, as ORT does."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from whet.errors import InvalidArgument, did_you_mean
+from whet.errors import InvalidArgument, NotImplemented, did_you_mean
 from whet.ops.custom import CustomOp
 from whet.providers.base import Level
 from whet.session.config_keys import check_run_key, check_session_key

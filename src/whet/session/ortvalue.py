@@ -9,7 +9,7 @@ import numpy as np
 
 from whet import dtypes
 from whet.dtypes import DType
-from whet.errors import InvalidArgument
+from whet.errors import InvalidArgument, NotImplemented
 from whet.runtime.values import Map, Optional, RuntimeValue, Sequence, Tensor
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.config import DEFAULT_LIMITS, Limits
-from whet.errors import EPFail, InvalidArgument
+from whet.errors import EPFail, InvalidArgument, NotImplemented
 from whet.formats.onnx import load_model
 from whet.graph import Graph, Model, TensorData, TensorType, Value, extract
 from whet.graph.dims import Dim, Expr

@@ -71,7 +71,7 @@ def _compare_arrays(
         return Difference(name, 0.0, 0.0, 0.0) if np.array_equal(actual, expected) else _mismatch(name, "texts differ")
     if expected.dtype.kind == "c":
         parts = [_compare_arrays(name, f(actual), f(expected), same_type) for f in (np.real, np.imag)]
-        return max(parts, key=lambda d: d.error)
+        return parts[0] if parts[0].error >= parts[1].error else parts[1]
     a, e = actual.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(e)
     if not np.array_equal(np.isnan(a), np.isnan(e)) or not np.array_equal(
@@ -86,7 +86,7 @@ def _compare_arrays(
     if max_abs == 0.0:
         return Difference(name, 0.0, 0.0, span)
     # A constant value has no range of its own: its magnitude stands in.
-    scale = span if span > 0 else max(float(np.abs(e).max()), np.finfo(np.float32).tiny)
+    scale = span if span > 0.0 else max(float(np.max(np.abs(e))), 1e-38)
     return Difference(name, max_abs / scale, max_abs, span)
 
 

@@ -145,6 +145,12 @@ def _pass_of(loaded: Loaded, patch: int) -> str:
     return "?"
 
 
+def providers_of(requested: Sequence[tuple[str, dict[str, str]]]) -> list[ExecutionProvider]:
+    """The named providers, with the reference provider last."""
+    made, _ = make_providers(requested, (), (), allow_reference=True, strict=False)
+    return made
+
+
 def _reference(float64: bool) -> ExecutionProvider:
     options = {"compute_dtype": "float64"} if float64 else {}
     made, _ = make_providers([(REFERENCE, options)], (), (), allow_reference=False, strict=True)

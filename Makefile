@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else; both work in .venv, which they create.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: demo test lint unit fuzz random-graphs clean
+
+demo: $(VENV)/.demo
+	$(BIN)/whet demo
+
+test: lint unit
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check src tests training
+	$(BIN)/ruff check src tests training
+	$(BIN)/mypy
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -q tests
+
+# Long runs by hand; continuous integration runs short ones of the same.
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz --seconds 600
+
+random-graphs: $(VENV)/.test
+	$(BIN)/python -m tests.random_graphs --count 100000 --jobs $(JOBS)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Whet needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[onnxruntime]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""The `whet` command."""
+
+from whet.cli.app import main
+
+__all__ = ["main"]

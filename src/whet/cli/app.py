@@ -1,0 +1,257 @@
+"""The verbs of `whet`, their arguments and their help."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whet.cli import bench as bench_verb
+from whet.cli import compare as compare_verb
+from whet.cli import demo as demo_verb
+from whet.cli import info as info_verb
+from whet.cli import optimize as optimize_verb
+from whet.cli import run as run_verb
+from whet.cli.inputs import ImageSettings
+from whet.cli.output import Output
+from whet.errors import WhetError
+from whet.version import __version__
+
+app = typer.Typer(
+    name="whet",
+    help="Run any ONNX model: optimized, placed, verified and timed.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[Path, typer.Argument(help="The ONNX model.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Providers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider",
+        "-p",
+        help="Execution provider, in order of priority (repeatable), or 'auto'.",
+        show_default="CPUExecutionProvider",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        "-i",
+        help="NAME=FILE or FILE: .npy, .npz, .pb or an image (repeatable); random otherwise.",
+        show_default=False,
+    ),
+]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dim", "-d", help="NAME=SIZE for a free dimension of random inputs (repeatable).", show_default=False
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of random inputs.")]
+Batch = Annotated[int | None, typer.Option(help="Size of a free first dimension.", show_default="1")]
+Threads = Annotated[int, typer.Option(help="Threads of one run; 0 leaves it to the engine.", min=0)]
+Level = Annotated[str, typer.Option("--level", help="disabled, basic, extended or all.")]
+Mean = Annotated[
+    str, typer.Option("--image-mean", help="Subtracted from pixels in 0..1: one number, or one per channel.")
+]
+Std = Annotated[str, typer.Option("--image-std", help="Divides pixels: one number, or one per channel.")]
+
+
+@app.callback(invoke_without_command=True)
+def callback(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Run any ONNX model: optimized, placed, verified and timed."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def info(
+    model: Annotated[Path | None, typer.Argument(help="The ONNX model.", show_default=False)] = None,
+    providers: Providers = None,
+    level: Level = "all",
+    options: Annotated[
+        bool, typer.Option("--options", help="List the session options and keys that are accepted.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a model's inputs, outputs, operators, size and placement; or the accepted options."""
+    out = Output(as_json)
+    if options:
+        info_verb.show_options(out)
+    elif model is None:
+        raise typer.BadParameter("give a model, or --options")
+    else:
+        info_verb.show_model(out, model, providers, level)
+
+
+@app.command()
+def run(
+    model: Model,
+    inputs: Inputs = None,
+    dims: Dims = None,
+    providers: Providers = None,
+    level: Level = "all",
+    seed: Seed = 0,
+    batch: Batch = None,
+    threads: Threads = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Save the outputs: a .npz file, or a folder for one .npy each."),
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="Write a Chrome trace of the run.")] = None,
+    image_mean: Mean = "0",
+    image_std: Std = "1",
+    as_json: Json = False,
+) -> None:
+    """Run a model once and show, or save, its outputs."""
+    image = ImageSettings(image_mean, image_std)
+    run_verb.run(
+        Output(as_json), model, inputs or [], dims or [], providers, level, seed, batch, threads, output, profile, image
+    )
+
+
+@app.command()
+def optimize(
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where the optimized model goes.", show_default="MODEL.whet.onnx"),
+    ] = None,
+    inputs: Inputs = None,
+    dims: Dims = None,
+    providers: Providers = None,
+    level: Annotated[str, typer.Option("--level", help="basic, extended or all.")] = "all",
+    seed: Seed = 0,
+    batch: Batch = None,
+    threads: Threads = 0,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference, as a fraction of each output's own range.")
+    ] = 1e-4,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing; 0 leaves timing out.", min=0)] = 5,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Save the optimized model.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Optimize a model, verify the answers, time it beside every installed peer, and save it."""
+    optimize_verb.optimize(
+        Output(as_json), model, output if save else None, save, inputs or [], dims or [], providers, level, seed, batch,
+        threads, tolerance, rounds,
+    )  # fmt: skip
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="The model to check.", show_default=False)],
+    second: Annotated[
+        Path | None, typer.Argument(help="The model to check it against (itself when left out).", show_default=False)
+    ] = None,
+    inputs: Inputs = None,
+    dims: Dims = None,
+    providers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--provider", "-p", help="Provider of the first model (repeatable).", show_default="CPUExecutionProvider"
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            help="Provider of the second model (repeatable).",
+            show_default="ReferenceExecutionProvider, unoptimized, float64",
+        ),
+    ] = None,
+    level: Level = "all",
+    seed: Seed = 0,
+    batch: Batch = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference, as a fraction of each output's own range.")
+    ] = 1e-4,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Find the pass or the node that makes the difference.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the outputs of two models, or of one model on two providers. Exit status 1 when they differ."""
+    same = compare_verb.compare(
+        Output(as_json),
+        first,
+        second,
+        inputs or [],
+        dims or [],
+        providers,
+        against,
+        level,
+        seed,
+        batch,
+        tolerance,
+        bisect,
+    )
+    if not same:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    model: Model,
+    inputs: Inputs = None,
+    dims: Dims = None,
+    providers: Providers = None,
+    engines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            "-e",
+            help="Time these engines side by side instead, one process each (repeatable, or 'all').",
+            show_default=False,
+        ),
+    ] = None,
+    level: Level = "all",
+    seed: Seed = 0,
+    batch: Batch = None,
+    threads: Threads = 0,
+    warm_up: Annotated[int, typer.Option(help="Runs that are not timed, first.", min=0)] = 3,
+    runs: Annotated[int, typer.Option("--runs", "-n", help="Timed runs; 0 chooses by time.", min=0)] = 0,
+    seconds: Annotated[float, typer.Option(help="How long to time when --runs is 0.", min=0.0)] = 3.0,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds, with --engine.", min=1)] = 7,
+    as_json: Json = False,
+) -> None:
+    """Measure latency and throughput."""
+    bench_verb.bench(
+        Output(as_json), model, inputs or [], dims or [], providers, engines or [], level, seed, batch, threads,
+        warm_up, runs, seconds, rounds,
+    )  # fmt: skip
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the optimized models.", show_default="a temporary one"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of timing; 0 leaves timing out.", min=0)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Classify handwritten digits with two small trained models, then optimize both. Needs no network."""
+    demo_verb.demo(Output(as_json), output, rounds)
+
+
+def main() -> None:
+    """Entry point of `whet`. Exit status: 0 well, 1 a typed error or a difference, 2 wrong usage, 130 interrupted."""
+    warnings.simplefilter("default", UserWarning)
+    try:
+        app()
+    except WhetError as error:
+        Output("--json" in sys.argv).error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

@@ -1,0 +1,88 @@
+"""`whet bench`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.markup import escape
+
+from whet.bench.engines import installed_engines
+from whet.bench.runner import SideBySide, run_side_by_side
+from whet.bench.statistics import Latency, summarize
+from whet.cli.inputs import ImageSettings, read_feed
+from whet.cli.output import Output
+from whet.cli.session import make_session, session_options
+from whet.runtime.values import Array
+from whet.session.prepare import LoadSettings, load
+
+COLUMNS = ("engine", "median ms", "mean ms", "p95 ms", "p99 ms", "min ms", "per second", "load ms", "")
+
+
+def bench(
+    out: Output, model: Path, inputs: list[str], dims: list[str], providers: list[str] | None, engines: list[str],
+    level: str, seed: int, batch: int | None, threads: int, warm_up: int, runs: int, seconds: float, rounds: int,
+) -> None:  # fmt: skip
+    """Time one session in this process, or engines side by side in a process each."""
+    if engines:
+        names = installed_engines() if engines == ["all"] else engines
+        interface = load(str(model), LoadSettings(level="disabled")).interface
+        feed, _ = read_feed(interface, inputs, dims, seed, batch, ImageSettings())
+        with out.progress("timing") as step:
+            result = run_side_by_side(str(model), names, feed, threads=threads, rounds=rounds, progress=step.describe)
+        out.result(result.as_dict())
+        show_side_by_side(out, result)
+        return
+    started = time.perf_counter()
+    session = make_session(model, providers, session_options(level, threads))
+    load_ms = (time.perf_counter() - started) * 1e3
+    feed, _ = read_feed(session.interface, inputs, dims, seed, batch, ImageSettings())
+    for _ in range(warm_up):
+        session.run(None, feed)
+    timings: list[float] = []
+    deadline = time.perf_counter() + seconds
+    with out.progress("timing", total=runs or None) as step:
+        while len(timings) < runs if runs else (time.perf_counter() < deadline or not timings):
+            begin = time.perf_counter()
+            session.run(None, feed)
+            timings.append(time.perf_counter() - begin)
+            step.advance()
+    latency = summarize(timings, _rows(feed))
+    out.result(
+        {
+            "model": str(model),
+            "providers": session.get_providers(),
+            "placement": session.placement.summary(),
+            "load_ms": load_ms,
+            "batch": _rows(feed),
+            "latency": latency.as_dict(),
+        }
+    )
+    out.table(
+        "", COLUMNS, [latency_row(", ".join(session.placement.by_provider), latency, load_ms, "")], right=range(1, 8)
+    )
+    out.text(f"{latency.runs} runs, {_rows(feed)} rows each; {escape(session.placement.summary())}")
+
+
+def show_side_by_side(out: Output, result: SideBySide, note: dict[str, str] | None = None) -> None:
+    """The table of a comparison, fastest median first, failures last."""
+    rows = []
+    for r in sorted(result.results, key=lambda r: r.latency.median_ms if r.latency else float("inf")):
+        label = f"{r.engine} {r.version}"
+        if r.latency is None:
+            rows.append((label, *[""] * 7, r.error))
+        else:
+            rows.append(latency_row(label, r.latency, r.load_ms, (note or {}).get(r.engine, "")))
+    out.table("", COLUMNS, rows, right=range(1, 8))
+
+
+def latency_row(label: str, latency: Latency, load_ms: float, note: str) -> tuple[str, ...]:
+    """One row of the timing table."""
+    figures = (latency.median_ms, latency.mean_ms, latency.p95_ms, latency.p99_ms, latency.min_ms)
+    return (label, *(f"{f:.3f}" for f in figures), f"{latency.throughput_per_s:.1f}", f"{load_ms:.0f}", note)
+
+
+def _rows(feed: dict[str, Array]) -> int:
+    """Rows of a run: the first dimension when every input of rank 1 or more agrees on it, else 1."""
+    sizes = {v.shape[0] for v in feed.values() if getattr(v, "ndim", 0) > 0}
+    return sizes.pop() if len(sizes) == 1 else 1

@@ -1,0 +1,102 @@
+"""`whet info`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from rich.markup import escape
+
+from whet.cli.output import Output, format_bytes
+from whet.cli.session import make_session, placement_document, placement_rows, session_options
+from whet.graph import Model
+from whet.session.config_keys import INERT_RUN_KEYS, INERT_SESSION_KEYS, RUN_KEYS, SESSION_KEYS
+from whet.session.feeds import NodeArg
+from whet.session.options import SessionOptions
+from whet.session.prepare import LoadSettings, load
+
+
+def show_model(out: Output, model: Path, providers: list[str] | None, level: str) -> None:
+    """Print what a model is and where its nodes would run."""
+    loaded = load(str(model), LoadSettings(level="disabled"))
+    session = make_session(model, providers, session_options(level))
+    graph = loaded.model.graph
+    operators = Counter(node.op for node in graph.all_nodes())
+    optimized = Counter(node.op for node in session.optimized_model.graph.all_nodes())
+    weights, weight_bytes = _weights(loaded.model)
+    meta = session.get_modelmeta()
+    imports = loaded.model.opset_imports
+    out.result(
+        {
+            "model": str(model),
+            "file_bytes": model.stat().st_size,
+            "producer": meta.producer_name,
+            "graph": meta.graph_name,
+            "ir_version": loaded.model.ir_version,
+            "opsets": {domain or "ai.onnx": version for domain, version in imports.items()},
+            "metadata": meta.custom_metadata_map,
+            "inputs": [_argument(a) for a in session.get_inputs()],
+            "overridable_initializers": [_argument(a) for a in session.get_overridable_initializers()],
+            "outputs": [_argument(a) for a in session.get_outputs()],
+            "nodes": sum(operators.values()),
+            "operators": dict(operators.most_common()),
+            "weights": weights,
+            "weight_bytes": weight_bytes,
+            "level": level,
+            "optimized_nodes": sum(optimized.values()),
+            "optimized_operators": dict(optimized.most_common()),
+            "placement": placement_document(session.placement),
+        }
+    )
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(imports.items()))
+    out.text(f"[bold]{escape(str(model))}[/]  {format_bytes(model.stat().st_size)}")
+    out.text(f"producer {escape(meta.producer_name or '?')}, IR {loaded.model.ir_version}, opset {escape(opsets)}")
+    out.text(f"{sum(operators.values())} nodes, {weights} weights in {format_bytes(weight_bytes)}")
+    rows = [("input", a.name, a.type, _shape(a)) for a in session.get_inputs()]
+    overridable = session.get_overridable_initializers()
+    rows += [("output", a.name, a.type, _shape(a)) for a in session.get_outputs()]
+    out.table("", ("", "name", "type", "shape"), rows)
+    if overridable:
+        out.text(f"{len(overridable)} initializers can be overridden by feeding them")
+    counts = [
+        (op, operators.get(op, 0) or "", optimized.get(op, 0) or "")
+        for op in dict.fromkeys([*(o for o, _ in operators.most_common()), *(o for o, _ in optimized.most_common())])
+    ]
+    counts.append(("all", sum(operators.values()), sum(optimized.values())))
+    out.table("Operators", ("operator", "in the file", f"at level {level}"), counts, right=(1, 2))
+    out.table("Placement", ("provider", "nodes", ""), placement_rows(session.placement), right=(1,))
+    out.text(escape(session.placement.summary()))
+
+
+def show_options(out: Output) -> None:
+    """Print the session options and configuration keys, and which of them change nothing."""
+    options = sorted(SessionOptions._fields)
+    out.result(
+        {
+            "session_options": {name: name not in SessionOptions.INERT for name in options},
+            "session_keys": SESSION_KEYS,
+            "session_keys_without_effect": sorted(INERT_SESSION_KEYS),
+            "run_keys": RUN_KEYS,
+            "run_keys_without_effect": sorted(INERT_RUN_KEYS),
+        }
+    )
+    inert = [(name,) for name in options if name in SessionOptions.INERT]
+    out.table("Session options", ("option",), [(n,) for n in options if n not in SessionOptions.INERT])
+    out.table("Session options accepted without effect", ("option",), inert)
+    out.table("Session keys", ("key", "meaning"), list(SESSION_KEYS.items()))
+    out.table("Run keys", ("key", "meaning"), list(RUN_KEYS.items()))
+    silent = sorted(INERT_SESSION_KEYS | INERT_RUN_KEYS)
+    out.table("Keys accepted without effect", ("key",), [(key,) for key in silent])
+
+
+def _weights(model: Model) -> tuple[int, int]:
+    constants = {id(v.data): v.data for g in model.graph.all_graphs() for v in g.constants() if v.data is not None}
+    return len(constants), sum(data.nbytes for data in constants.values())
+
+
+def _argument(argument: NodeArg) -> dict[str, object]:
+    return {"name": argument.name, "type": argument.type, "shape": argument.shape}
+
+
+def _shape(argument: NodeArg) -> str:
+    return "[" + ", ".join("?" if d is None else str(d) for d in argument.shape) + "]"

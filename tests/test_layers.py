@@ -1,0 +1,90 @@
+"""The architecture: imports between Whet's packages point strictly down, and rooms stay small."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "whet"
+
+# From the bottom up. Packages of one line may not import each other.
+LAYERS: list[set[str]] = [
+    {"version"},
+    {"errors"},
+    {"config", "dtypes"},
+    {"graph"},
+    {"formats"},
+    {"ops"},
+    {"passes"},
+    {"codegen"},
+    {"kernels"},
+    {"runtime"},
+    {"compiler"},
+    {"providers"},
+    {"engine", "profiling"},
+    {"session"},
+    {"capi", "transformers", "quantization", "tune", "verify"},
+    {"bench", "shim", "demo"},
+    {"cli", "server", "loadgen"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# Only these may handle protobufs: the format layer, and the two files that wrap `onnx`'s kernels and inference.
+PROTOBUF_FILES = {"ops/onnx_kernels.py", "ops/onnx_infer.py"}
+MAX_LINES = 600
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def _imports(tree: ast.AST) -> list[tuple[str, int]]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            found.append((node.module or "", node.lineno))
+    return found
+
+
+def _violations(package: str, text: str) -> list[str]:
+    wrong = []
+    for module, line in _imports(ast.parse(text)):
+        if not module.startswith("whet."):
+            continue
+        target = module.split(".")[1]
+        if target != package and RANK[target] >= RANK[package]:
+            wrong.append(f"line {line}: {package} imports {module}, which lies no lower")
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    package = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if package == "__init__":
+        return
+    assert package in RANK, f"{package} has no place in the layers"
+    assert _violations(package, path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_stay_small(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_only_the_format_layer_handles_protobufs(path: Path) -> None:
+    name = path.relative_to(SOURCE).as_posix()
+    if name.startswith("formats/onnx/") or name in PROTOBUF_FILES:
+        return
+    used = [m for m, _ in _imports(ast.parse(path.read_text())) if m.split(".")[0] in {"onnx", "google"}]
+    assert used == []
+
+
+def test_an_upward_import_is_found() -> None:
+    assert _violations("graph", "import os\nfrom whet.passes.base import Pass\n") == [
+        "line 2: graph imports whet.passes.base, which lies no lower"
+    ]
+    assert _violations("cli", "from whet.graph import Graph\n") == []
