@@ -146,9 +146,11 @@ class Builder:
         like: Value,
         shape: Shape | None,
         attributes: Mapping[str, Attribute] | None = None,
+        *,
+        dtype: DType | None = None,
     ) -> Value:
-        """Append a node with one output of `like`'s element type; returns the output."""
-        output = Value("", TensorType(dtype_of(like), shape))
+        """Append a node with one output of `like`'s element type, or of `dtype`; returns the output."""
+        output = Value("", TensorType(dtype or dtype_of(like), shape))
         self.nodes.append(Node(op, inputs, [output], attributes))
         return output
 
