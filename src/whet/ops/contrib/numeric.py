@@ -140,8 +140,8 @@ def dynamic_time_warping(inputs: Inputs, attributes: Attributes, output_count: i
     expect_rank(x, (2, 3), "input")
     if x.ndim == 3:
         expect_shape(x, (1, None, None), "input")
-    costs = x.reshape(x.shape[-2:])
-    rows, columns = costs.shape[0], costs.shape[1]
+    costs = x[0] if x.ndim == 3 else x
+    rows, columns = costs.shape
     if not rows or not columns:
         raise InvalidArgument("the cost matrix is empty", value="input", found=x.shape)
     total = np.full((rows + 1, columns + 1), np.inf, dtype=widen(costs).dtype)
