@@ -230,9 +230,7 @@ class GraphBuilder:
         check_node(node, version)
         scope.graph.append(node)
 
-    def _constant(
-        self, proto: onnx.NodeProto, attributes: dict[str, Attribute], scope: _Scope, label: str
-    ) -> None:
+    def _constant(self, proto: onnx.NodeProto, attributes: dict[str, Attribute], scope: _Scope, label: str) -> None:
         if len(proto.output) != 1 or not proto.output[0] or proto.input:
             raise InvalidGraph("a Constant has no inputs and one output", node=label)
         data = constant_node(attributes, label)
@@ -299,7 +297,9 @@ class GraphBuilder:
             else:
                 bindings[attribute.name] = (attribute, scope)
         prefix = f"{scope.body.prefix}{call.name or call.op_type}/"
-        imports = {canonical_domain(o.domain): int(o.version) for o in function.opset_import} or dict(scope.body.imports)
+        imports = {canonical_domain(o.domain): int(o.version) for o in function.opset_import} or dict(
+            scope.body.imports
+        )
         body = _Body(imports, prefix, bindings, (*expanding, key))
         inner = _Scope(body, scope.graph, function.node, None, scope.depth)
         inner.types = {info.name: info.type for info in function.value_info}
@@ -316,7 +316,9 @@ class GraphBuilder:
             if name in passed:
                 source = inner.values[name]
                 if source is None:
-                    raise InvalidGraph("a function passes on an input that the call leaves out", node=label, value=given)
+                    raise InvalidGraph(
+                        "a function passes on an input that the call leaves out", node=label, value=given
+                    )
                 carrier = Node("Identity", [source], [self._define(scope, given, label)], name=f"{prefix}{name}")
                 self._mark(carrier, body)
                 scope.graph.append(carrier)

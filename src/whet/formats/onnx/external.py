@@ -133,6 +133,4 @@ class ExternalData:
     def _refuse(
         self, problem: str, tensor: str, found: str | None, expected: str, hint: str | None = None
     ) -> InvalidGraph:
-        return InvalidGraph(
-            problem, file=self._model_path, value=tensor, found=found, expected=expected, hint=hint
-        )
+        return InvalidGraph(problem, file=self._model_path, value=tensor, found=found, expected=expected, hint=hint)

@@ -27,7 +27,11 @@ class Rewriter:
         return self.constant(node, suffix, np.array(list(numbers), np.int64))
 
     def insert(
-        self, before: Node, op_type: str, inputs: Sequence[Value | None], attributes: Mapping[str, Attribute] | None = None
+        self,
+        before: Node,
+        op_type: str,
+        inputs: Sequence[Value | None],
+        attributes: Mapping[str, Attribute] | None = None,
     ) -> Value:
         """A new node with one output in front of `before`; returns the output."""
         stem = f"{_stem(before)}_{op_type.lower()}"

@@ -80,7 +80,9 @@ class TensorReader:
                 expected=f"at most {self._limits.tensor_bytes} (Limits.tensor_bytes)",
             )
         if values.ndim != 1:
-            raise InvalidGraph("sparse values of the wrong rank", value=name, found=values.shape, expected="1 dimension")
+            raise InvalidGraph(
+                "sparse values of the wrong rank", value=name, found=values.shape, expected="1 dimension"
+            )
         linear = self._sparse_positions(proto, shape, len(values), name)
         dense: Array = np.zeros(count, values.dtype)
         if dtype is dtypes.STRING:
@@ -100,7 +102,9 @@ class TensorReader:
         bounds = np.array([math.prod(shape)] if indices.ndim == 1 else shape, np.int64)
         table = indices.reshape(nnz, -1) if indices.ndim == 1 else indices
         if nnz and ((table < 0).any() or (table >= bounds).any()):
-            raise InvalidGraph("a sparse index outside the tensor", value=name, expected=f"indices inside {list(shape)}")
+            raise InvalidGraph(
+                "a sparse index outside the tensor", value=name, expected=f"indices inside {list(shape)}"
+            )
         if indices.ndim == 1:
             return indices
         strides = np.array([math.prod(shape[i + 1 :]) for i in range(len(shape))], np.int64)
@@ -119,9 +123,7 @@ class TensorReader:
                 expected=f"at most {self._limits.rank} (Limits.rank)",
             )
         if math.prod(d for d in shape if d) > _MAX_ELEMENTS:
-            raise InvalidGraph(
-                "a tensor whose element count does not fit 63 bits", value=name, found=list(shape)
-            )
+            raise InvalidGraph("a tensor whose element count does not fit 63 bits", value=name, found=list(shape))
         return shape
 
     def _external_tensor(

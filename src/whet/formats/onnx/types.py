@@ -64,9 +64,7 @@ def encode_type(kind: Type | None) -> onnx.TypeProto:
     return proto
 
 
-def _tensor(
-    proto: onnx.TypeProto.Tensor | onnx.TypeProto.SparseTensor, value: str, *, sparse: bool
-) -> TensorType:
+def _tensor(proto: onnx.TypeProto.Tensor | onnx.TypeProto.SparseTensor, value: str, *, sparse: bool) -> TensorType:
     shape: Shape | None = None
     if proto.HasField("shape"):
         shape = tuple(_decode_dim(d) for d in proto.shape.dim)

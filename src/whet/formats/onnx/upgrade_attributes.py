@@ -159,4 +159,3 @@ def batch_norm_training(rewriter: Rewriter, node: Node) -> Node:
         )
     attributes: dict[str, Attribute] = {**node.attributes, "training_mode": 1}
     return rewriter.replace(node, "BatchNormalization", node.inputs, attributes, node.outputs[:3])
-

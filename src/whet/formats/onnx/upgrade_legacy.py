@@ -37,7 +37,11 @@ def _align(rewriter: Rewriter, node: Node, a: Value | None, b: Value | None, axi
         behind = rank_a - axis - rank_b
         if behind < 0 or axis < 0:
             raise InvalidGraph(
-                "a broadcast axis that does not fit", node=node.label, value="axis", found=axis, expected=f"0 to {rank_a}"
+                "a broadcast axis that does not fit",
+                node=node.label,
+                value="axis",
+                found=axis,
+                expected=f"0 to {rank_a}",
             )
         if not behind:
             return b
@@ -46,7 +50,9 @@ def _align(rewriter: Rewriter, node: Node, a: Value | None, b: Value | None, axi
         raise NotImplemented("a negative broadcast axis for an unknown rank", node=node.label, found=axis)
     shape_b = rewriter.insert(node, "Shape", [b])
     rank = rewriter.insert(node, "Shape", [rewriter.insert(node, "Shape", [a])])
-    taken = rewriter.insert(node, "Add", [rewriter.insert(node, "Shape", [shape_b]), rewriter.ints(node, "axis", [axis])])
+    taken = rewriter.insert(
+        node, "Add", [rewriter.insert(node, "Shape", [shape_b]), rewriter.ints(node, "axis", [axis])]
+    )
     behind_b = rewriter.insert(node, "Sub", [rank, taken])
     ones = rewriter.insert(node, "Expand", [rewriter.ints(node, "one", [1]), behind_b])
     shape = rewriter.insert(node, "Concat", [shape_b, ones], {"axis": 0})

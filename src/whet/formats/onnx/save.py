@@ -1,0 +1,99 @@
+"""Writing a model to disk: streamed, published whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import onnx
+
+from whet.errors import InvalidArgument, NoSuchFile
+from whet.formats.onnx.wire import Payloads, restore
+from whet.formats.onnx.write import Writer
+from whet.graph import Model
+
+EMBEDDED_BYTES = (1 << 31) - 1
+"""Largest file that protobuf readers take; a larger model keeps its weights in a second file."""
+ALIGNMENT = 4096
+"""External tensors begin at multiples of this many bytes (a page, so that each can be mapped by itself)."""
+
+
+def save_model(
+    model: Model, path: str | os.PathLike[str], *, opset: int | None = None, external_data: bool | None = None
+) -> None:
+    """Write the model to `path` (see `to_proto` for the opset).
+
+    With `external_data`, and by default for models past 2 GB, tensors of 1 KiB and more go to `<path>.data` beside it.
+    Files appear whole under their names, or not at all; weights are streamed, so no second copy of them is made.
+    A model may be saved over the file that it was loaded from.
+
+    Raises InvalidGraph (an operator that the opset lacks), InvalidArgument (too large to embed) and NoSuchFile (the
+    folder cannot be written).
+    """
+    target = os.path.abspath(os.fspath(path))
+    payloads = Payloads()
+    proto = Writer(model, opset, payloads).model()
+    rest = proto.SerializeToString()
+    total = len(rest) + sum(len(p) for p in payloads.items)
+    # Each lifted payload adds a few bytes of framing around it.
+    too_large = total + 64 * len(payloads.items) > EMBEDDED_BYTES
+    if external_data is False and too_large:
+        raise InvalidArgument(
+            "the model is too large for one file", file=target, found=f"{total} bytes", expected="at most 2 GB"
+        )
+    if not (external_data or too_large):
+        pieces, _ = restore(memoryview(rest), payloads)
+        with _publish(target) as file:
+            _write_all(file, pieces)
+        return
+    with _publish(target + ".data") as file:
+        _write_external(file, proto, payloads, os.path.basename(target) + ".data")
+        # Tensors inside node attributes stay embedded, as readers expect.
+        pieces, _ = restore(memoryview(proto.SerializeToString()), payloads)
+        with _publish(target) as main:
+            _write_all(main, pieces)
+
+
+def _write_external(file: BinaryIO, proto: onnx.ModelProto, payloads: Payloads, location: str) -> None:
+    offset = 0
+    for tensor in proto.graph.initializer:
+        payload = payloads.find(tensor.raw_data) if tensor.HasField("raw_data") else None
+        if payload is None:
+            continue
+        padding = -offset % ALIGNMENT
+        file.write(b"\0" * padding)
+        offset += padding
+        file.write(payload)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, text in (("location", location), ("offset", str(offset)), ("length", str(len(payload)))):
+            tensor.external_data.add(key=key, value=text)
+        offset += len(payload)
+
+
+def _write_all(file: BinaryIO, pieces: Iterable[memoryview]) -> None:
+    for piece in pieces:
+        file.write(piece)
+
+
+@contextmanager
+def _publish(target: str) -> Iterator[BinaryIO]:
+    """A file that takes its name when the block ends well, and vanishes otherwise."""
+    temporary = os.path.join(os.path.dirname(target), f".whet-{uuid.uuid4().hex}.part")
+    try:
+        # Opened exclusively and with plain permissions, so that the result is like any file the user makes.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    except OSError as error:
+        raise NoSuchFile(f"cannot write a model here: {error.strerror}", file=target) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
