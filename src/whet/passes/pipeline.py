@@ -9,11 +9,22 @@ from whet.errors import InvalidArgument, did_you_mean
 from whet.graph import Model
 from whet.ops.base import Infer
 from whet.ops.infer import NO_CUSTOM
-from whet.passes.base import PassDriver, PassReport, Pipeline, Repeat
+from whet.passes.base import Pass, PassDriver, PassReport, Pipeline, Repeat
+from whet.passes.basic.branches import BranchInlining
+from whet.passes.basic.conv_fold import BatchNormFolding, ScaleFolding
+from whet.passes.basic.cse import CommonSubexpressions, ConstantMerging
 from whet.passes.basic.dead_code import DeadCode
 from whet.passes.basic.fold import ConstantFolding
 from whet.passes.basic.identity import NoOpRemoval
+from whet.passes.basic.matmul_fold import MatMulAddToGemm, TransposeIntoGemm
+from whet.passes.basic.pad_fold import PadFolding
+from whet.passes.basic.pairs import RedundantPairs
 from whet.passes.basic.propagate import ShapePropagation
+from whet.passes.basic.targets import ConstantTargets
+from whet.passes.extended import EXTENDED_PASSES
+
+CLEANUP: tuple[Pass, ...] = (ConstantMerging(), CommonSubexpressions(), NoOpRemoval(), ConstantFolding(), DeadCode())
+"""What tidies up after other rewrites."""
 
 BASIC: Pipeline = (
     # Before types are inferred: nothing need be known of what nobody reads.
@@ -21,17 +32,50 @@ BASIC: Pipeline = (
     ShapePropagation(),
     # First among the rewrites: what it computes are the constants that the others look for.
     ConstantFolding(),
+    # After folding, which makes conditions known, and before all that stops at the border of a subgraph.
+    BranchInlining(),
+    # Most of what an exporter writes is shape arithmetic that folding has just freed: later passes see a third of it.
     DeadCode(),
-    Repeat((NoOpRemoval(), ConstantFolding(), DeadCode())),
+    Repeat(
+        (
+            BranchInlining(),
+            # Identities hide producers from every pattern, so they go before the patterns.
+            NoOpRemoval(),
+            RedundantPairs(),
+            # After the pairs, which bring a Reshape nearer to the value whose extents it copies.
+            ConstantTargets(),
+            # Equal constants first: nodes are equal only when they read the very same values.
+            ConstantMerging(),
+            CommonSubexpressions(),
+            # Pads join their convolution before its other neighbours do: they look at the convolution's only reader.
+            PadFolding(),
+            BatchNormFolding(),
+            ScaleFolding(),
+            TransposeIntoGemm(),
+            MatMulAddToGemm(),
+            ConstantFolding(),
+            DeadCode(),
+        )
+    ),
+    # Types that rewrites have made better known than the passes between them needed.
     ShapePropagation(),
 )
-"""Rewrites that are exact and hold for every provider."""
+"""Rewrites that are exact (or round once, where weights are folded) and hold for every provider."""
+
+EXTENDED: Pipeline = (
+    *BASIC,
+    *EXTENDED_PASSES,
+    # Fusions leave constants, views and parts behind.
+    ShapePropagation(),
+    Repeat(CLEANUP),
+)
+"""The basic level, then the semantic fusions."""
 
 LEVELS: Mapping[str, Pipeline] = {
     "disabled": (ShapePropagation(),),
     "basic": BASIC,
-    "extended": BASIC,
-    "all": BASIC,
+    "extended": EXTENDED,
+    "all": EXTENDED,
 }
 """The pipeline of each graph optimization level. At `all`, providers add their own passes after partitioning."""
 
@@ -44,10 +88,12 @@ def optimize(
     stop_after: int | None = None,
     check_each_patch: bool = False,
     custom: Mapping[str, Infer] = NO_CUSTOM,
+    disabled: frozenset[str] = frozenset(),
 ) -> PassReport:
     """Run the passes of `level` over `model` in place and report what they did.
 
-    `stop_after` bounds the number of patches (to bisect a wrong result); `custom` infers a user's own operators. Raises
+    `stop_after` bounds the number of patches (to bisect a wrong result); `custom` infers a user's own operators;
+    `disabled` names passes to leave out. Raises
     InvalidArgument for an unknown level and InvalidGraph where types cannot be right.
     """
     pipeline = LEVELS.get(level)
@@ -60,5 +106,26 @@ def optimize(
         )
     if custom:
         pipeline = tuple(ShapePropagation(custom) if isinstance(p, ShapePropagation) else p for p in pipeline)
+    if disabled:
+        pipeline = without(pipeline, disabled)
     driver = PassDriver(model, limits, stop_after=stop_after, check_each_patch=check_each_patch)
     return driver.run(pipeline)
+
+
+def without(pipeline: Pipeline, disabled: frozenset[str]) -> Pipeline:
+    """The pipeline less the passes named in `disabled`. Raises InvalidArgument for a name that no pass has."""
+    known = {p.name for level in LEVELS.values() for entry in level for p in _passes(entry)}
+    for name in disabled:
+        if name not in known:
+            raise InvalidArgument("no pass has this name", found=name, hint=did_you_mean(name, known))
+    kept: list[Pass | Repeat] = []
+    for entry in pipeline:
+        if isinstance(entry, Repeat):
+            kept.append(Repeat(tuple(p for p in entry.passes if p.name not in disabled)))
+        elif entry.name not in disabled:
+            kept.append(entry)
+    return kept
+
+
+def _passes(entry: Pass | Repeat) -> tuple[Pass, ...]:
+    return entry.passes if isinstance(entry, Repeat) else (entry,)

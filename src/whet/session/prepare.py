@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from whet.config import DEFAULT_LIMITS, Limits
-from whet.errors import EPFail, InvalidArgument, NotImplemented
+from whet.errors import EPFail, InvalidArgument, NotImplemented, did_you_mean
 from whet.formats.onnx import load_model
 from whet.graph import Graph, Model, TensorData, TensorType, Value, extract
 from whet.graph.dims import Dim, Expr
@@ -69,7 +69,8 @@ class Compiled:
 
 def load(source: Source, settings: LoadSettings, *, stop_after: int | None = None) -> Loaded:
     """Load a model and run the passes of its level (only the first `stop_after` patches, for bisection)."""
-    model = load_model(source, settings.limits, as_inputs=settings.as_inputs, initializers=settings.initializers)
+    model = load_model(source, settings.limits, as_inputs=settings.as_inputs)
+    _replace_initializers(model, settings.initializers)
     _override_dims(model, settings)
     declared = [(v.name, v.type) for v in model.graph.outputs]
     report = optimize(
@@ -193,3 +194,17 @@ def _override_dims(model: Model, settings: LoadSettings) -> None:
             value=", ".join(sorted(unknown)),
             expected=", ".join(sorted(names)) or "a model with free dimensions",
         )
+
+
+def _replace_initializers(model: Model, replacements: Mapping[str, TensorData]) -> None:
+    """Give initializers other contents. Raises InvalidArgument for a name or a type that does not fit."""
+    if not replacements:
+        return
+    constants = {v.name: v for g in model.graph.all_graphs() for v in (*g.constants(), *g.overridable)}
+    for name, data in replacements.items():
+        value = constants.get(name)
+        if value is None or value.data is None:
+            raise InvalidArgument("the model has no such initializer", value=name, hint=did_you_mean(name, constants))
+        if (data.dtype, data.shape) != (value.data.dtype, value.data.shape):
+            raise InvalidArgument("an initializer has the wrong type", value=name, found=data, expected=value.data)
+        value.data = data
