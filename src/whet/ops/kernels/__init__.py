@@ -1,0 +1,1 @@
+"""Whet's own evaluation kernels: operators that `onnx.reference` computes slowly, wrongly or not at all."""
