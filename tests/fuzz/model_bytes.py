@@ -25,8 +25,25 @@ def mutate(seed: int) -> bytes:
     choices = random.Random(seed)
     content = bytearray(seed_model(choices.randrange(400)).SerializeToString())
     for _ in range(choices.choice([1, 1, 1, 2, 3, 4])):
-        content = choices.choice(_MUTATIONS)(content, choices)
+        content = choices.choice(_AWARE if choices.random() < 0.75 else _BLIND)(content, choices)
     return bytes(content)
+
+
+def _replaced(content: bytearray, field: Field, new: bytes, choices: random.Random) -> bytearray:
+    """`field`'s value and content replaced by `new`; two times in three the lengths around it are made right again."""
+    return _cut_in(content, field.value, field.end, new, choices)
+
+
+def _cut_in(content: bytearray, start: int, end: int, new: bytes, choices: random.Random) -> bytearray:
+    around = []
+    if choices.random() < 0.67:
+        around = [f for f in _fields(bytes(content)) if f.wire_type == 2 and f.content <= start and end <= f.end]
+        around = [f for f in around if f.content < f.end and f.tag < start]
+    for field in sorted(around, key=lambda f: f.content, reverse=True):
+        inner = bytes(content[field.content : start]) + new + bytes(content[end : field.end])
+        start, end, new = field.value, field.end, _varint(len(inner)) + inner
+    content[start:end] = new
+    return content
 
 
 def _flip_bit(content: bytearray, choices: random.Random) -> bytearray:
@@ -79,8 +96,7 @@ def _change_varint(content: bytearray, choices: random.Random) -> bytearray:
         return content
     field = choices.choice(fields)
     number = choices.choice([0, 1, 2, 7, 77, 99, 127, 128, 255, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**64 - 1])
-    content[field.value : field.end] = _varint(number)
-    return content
+    return _replaced(content, field, _varint(number), choices)
 
 
 def _change_varint_in_place(content: bytearray, choices: random.Random) -> bytearray:
@@ -116,12 +132,33 @@ def _change_text(content: bytearray, choices: random.Random) -> bytearray:
 
 
 def _drop_field(content: bytearray, choices: random.Random) -> bytearray:
-    """Removes one whole field and corrects nothing around it."""
+    """Removes one whole field."""
     fields = list(_fields(bytes(content)))
     if fields:
         field = choices.choice(fields)
-        del content[field.tag : field.end]
+        return _cut_in(content, field.tag, field.end, b"", choices)
     return content
+
+
+def _repeat_field(content: bytearray, choices: random.Random) -> bytearray:
+    """Writes one whole field again, behind itself or once more in another place."""
+    fields = list(_fields(bytes(content)))
+    if fields:
+        field, other = choices.choice(fields), choices.choice(fields)
+        place = choices.choice([field, other]).end
+        return _cut_in(content, place, place, bytes(content[field.tag : field.end]), choices)
+    return content
+
+
+def _resize_field(content: bytearray, choices: random.Random) -> bytearray:
+    """Gives a length-delimited field (a name, raw data, a body) another content with a right length."""
+    fields = [f for f in _fields(bytes(content)) if f.wire_type == 2]
+    if not fields:
+        return content
+    field = choices.choice(fields)
+    inner = bytes(content[field.content : field.end])
+    new = choices.choice([b"", inner[:-1], inner[: len(inner) // 2], inner + b"\0", inner * 2, b"\xff" * len(inner)])
+    return _replaced(content, field, _varint(len(new)) + new, choices)
 
 
 def _change_tag(content: bytearray, choices: random.Random) -> bytearray:
@@ -131,10 +168,15 @@ def _change_tag(content: bytearray, choices: random.Random) -> bytearray:
     return content
 
 
-_MUTATIONS: tuple[Callable[[bytearray, random.Random], bytearray], ...] = (
-    _flip_bit, _flip_bit, _set_byte, _truncate, _delete_run, _insert_run, _splice, _duplicate_run, _change_varint,
-    _change_varint_in_place, _change_varint_in_place, _change_varint_in_place, _change_length, _change_text,
-    _change_text, _drop_field, _change_tag,
+_BLIND: tuple[Callable[[bytearray, random.Random], bytearray], ...] = (
+    _flip_bit, _flip_bit, _set_byte, _truncate, _delete_run, _insert_run, _splice, _duplicate_run, _change_length,
+    _change_tag,
+)  # fmt: skip
+
+# Three mutations in four follow the fields of the message, so that most mutants pass the parser.
+_AWARE: tuple[Callable[[bytearray, random.Random], bytearray], ...] = (
+    _change_varint, _change_varint_in_place, _change_varint_in_place, _change_text, _drop_field, _repeat_field,
+    _resize_field,
 )  # fmt: skip
 
 

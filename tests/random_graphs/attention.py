@@ -38,7 +38,9 @@ def attention(r: Recipe, x: Value) -> Value:
         raise NoFitError
     b = r.b
     heads, size = b.choose([(1, 4), (2, 2), (2, 4), (4, 2), (3, 2)])
-    groups = b.choose([heads, heads, heads, 1])
+    groups = b.choose([heads, heads, heads, 1, heads // 2 or 1])
+    if heads % groups:
+        groups = 1
     bias, computed = b.chance(0.7), b.chance(0.4)
     width = heads * size
     if groups == heads and b.chance(0.25):
@@ -55,15 +57,31 @@ def attention(r: Recipe, x: Value) -> Value:
     else:
         key = r.seen(transpose(b, r.seen(transpose(b, key, [0, 2, 1, 3])), [0, 1, 3, 2]))
     value = r.seen(transpose(b, value, [0, 2, 1, 3]))
+    if groups != heads and (groups > 1 or b.chance(0.5)):
+        key, value = (_repeated(r, operand, heads // groups) for operand in (key, value))
     scores = _scores(r, query, key, size)
     scores = _masked(r, scores)
-    weights = r.seen(softmax(b, tame(b, scores, 40.0), 3))
+    weights = r.seen(softmax(b, scores, 3))
     context = r.seen(matmul(b, weights, value))
     context = replace(context, low=value.low, high=value.high)
     context = r.seen(transpose(b, context, [0, 2, 1, 3]))
     flat = r.seen(reshape(b, context, [x.shape[0], x.shape[1], b.static_dim(width)]))
     result = _projection(r, flat, x.shape[2][0], bias)
     return r.add(result, x) if b.chance(0.6) else result
+
+
+def _repeated(r: Recipe, x: Value, count: int) -> Value:
+    """Each head of [batch, groups, rows, columns] `count` times, as models with grouped heads write it."""
+    b = r.b
+    if b.opset < 8:
+        raise NoFitError
+    batch, groups, rows, columns = x.shape
+    wide = (batch, groups, b.static_dim(count), rows, columns)
+    if not b.fits(wide):
+        raise NoFitError
+    apart = r.seen(unsqueeze(b, x, [2]))
+    expanded = r.seen(b.emit("Expand", [apart, b.ints([1, 1, count, 1, 1])], wide, like=apart))
+    return r.seen(reshape(b, expanded, [batch, b.static_dim(groups[0] * count), rows, columns]))
 
 
 def _scores(r: Recipe, query: Value, key: Value, size: int) -> Value:
@@ -81,9 +99,17 @@ def _scores(r: Recipe, query: Value, key: Value, size: int) -> Value:
 
 def _masked(r: Recipe, scores: Value) -> Value:
     b = r.b
-    way = b.random.randrange(4)
+    way = b.random.randrange(5)
     if way == 0:
         return scores
+    if way == 4 and scores.static(2) and scores.static(3) and b.opset >= 9:
+        mask = np.tril(np.ones((scores.shape[2][0], scores.shape[3][0]), np.bool_))
+        shaped = mask.reshape(b.choose([mask.shape, (1, 1, *mask.shape)]))
+        hidden = b.constant(np.asarray(b.choose([-100.0, -1e4]), np.float32), plain=True)
+        made = b.emit(
+            "Where", [b.constant(shaped), scores, hidden], scores.shape, dtype=FLOAT, low=-1e4, high=scores.high
+        )
+        return replace(r.seen(made), low=min(scores.low, -100.0))
     if way == 1 and scores.is_static:
         tokens = scores.shape[-1][0]
         mask = np.triu(np.full((scores.shape[-2][0], tokens), -100.0, np.float32), 1)
