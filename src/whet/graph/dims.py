@@ -238,7 +238,20 @@ def _broadcast_dim(a: Dim, b: Dim) -> Dim:
         return a
     if isinstance(b, int):
         return b
-    return None
+    if a is None or b is None:
+        return None
+    return b if _is_cut(a, b) else a if _is_cut(b, a) else None
+
+
+def _is_cut(a: Expr, b: Expr) -> bool:
+    """Whether `a` is `min(n, b)` for a number n >= 1: it equals `b` wherever the two broadcast."""
+    if len(a.terms) != 1:
+        return False
+    monomial, coefficient = next(iter(a.terms.items()))
+    if coefficient != 1 or len(monomial) != 1 or monomial[0].op != "min":
+        return False
+    other = [x for x in monomial[0].args if x != b]
+    return len(other) == 1 and isinstance(other[0], int) and other[0] >= 1
 
 
 def _extremum(op: str, a: Known, b: Known, choose: Callable[[int, int], int]) -> Known:
