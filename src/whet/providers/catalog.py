@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,7 +84,7 @@ def get_available_providers() -> list[str]:
 
 def is_installed(entry: Entry) -> bool:
     """Whether what the entry requires can be imported."""
-    return entry.requires is None or importlib.util.find_spec(entry.requires) is not None
+    return entry.requires is None or _is_findable(entry.requires)
 
 
 def install_hint(name: str) -> str:
@@ -138,8 +138,13 @@ def make(
 
 
 def _onnxruntime_providers() -> list[str]:
-    if importlib.util.find_spec("onnxruntime") is None:
+    if not _is_findable("onnxruntime"):
         return []
     from whet.providers.delegates.onnxruntime import installed_providers
 
     return [p for p in installed_providers() if p in ONNXRUNTIME_PROVIDERS and p != "AzureExecutionProvider"]
+
+
+def _is_findable(package: str) -> bool:
+    """Whether a top-level package is installed. The finders are asked, not `sys.modules`: Whet may stand in there."""
+    return any(finder.find_spec(package, None) is not None for finder in sys.meta_path)
