@@ -1,4 +1,4 @@
-"""Evaluation of single nodes with numpy: finding the kernel, checking sizes before it runs, naming the node when it fails."""
+"""Evaluation of single nodes with numpy: the kernel is found, its result's size checked, its errors made to name the node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one file that wraps `onnx.reference`'s kernels (private to each onnx minor version, which pyproject.toml pins)."""
+"""The one file that wraps `onnx.reference`'s kernels (private to each minor version of onnx, which is pinned)."""
 
 from __future__ import annotations
 

@@ -87,12 +87,15 @@ def power(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
 
 
 def from_float(x: Array, dtype: np.dtype[Any]) -> Array:
-    """Floats to integers, truncated toward zero: NaN becomes 0, what is out of range the nearest end.
+    """Floats to integers, truncated toward zero; NaN becomes 0.
 
-    (The standard leaves both open; a C cast would give what the machine has.)
+    What is out of range, which the standard leaves open, becomes the nearest end for 32- and 64-bit types, and keeps
+    the low bits of the nearest int32 for narrower ones (as a conversion through int32 does).
     """
     if dtype == np.bool_:
         return x != 0
+    if dtype.itemsize < 4:
+        return from_float(x, np.dtype(np.int32)).astype(dtype)
     info = np.iinfo(dtype)
     x = np.trunc(x)
     if x.dtype.itemsize < 8:
@@ -105,15 +108,19 @@ def from_float(x: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def bit_shift(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
-    """BitShift(11): a shift by the width or more gives 0."""
+    """BitShift(28): signed integers keep their sign to the right; past the width, or by a negative amount, only the
+    sign is left (to the right) or nothing."""
     a, b = _operands(inputs)
     direction = text(attributes, "direction", None, ("LEFT", "RIGHT"))
     width = a.dtype.itemsize * 8
-    if a.dtype.kind != "u":
-        raise InvalidArgument("only unsigned integers shift", value="X", found=a.dtype, expected="an unsigned type")
-    amount = np.minimum(b, b.dtype.type(width - 1))
-    shifted = np.left_shift(a, amount) if direction == "LEFT" else np.right_shift(a, amount)
-    return [np.where(b >= width, a.dtype.type(0), shifted)]
+    if a.dtype.kind not in "iu":
+        raise InvalidArgument("only integers shift", value="X", found=a.dtype, expected="an integer type")
+    outside = (b < 0) | (b >= width)
+    amount = np.where(outside, 0, b).astype(b.dtype)
+    if direction == "LEFT":
+        return [np.where(outside, a.dtype.type(0), np.left_shift(a, amount))]
+    emptied = np.where(a < 0, a.dtype.type(-1), a.dtype.type(0)) if a.dtype.kind == "i" else a.dtype.type(0)
+    return [np.where(outside, emptied, np.right_shift(a, amount))]
 
 
 def _variadic(function: Any) -> Kernel:

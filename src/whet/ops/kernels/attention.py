@@ -115,7 +115,7 @@ def attention(inputs: Inputs, attributes: Attributes, output_count: int) -> Outp
     # The scale goes half to the queries and half to the keys, each rounded to their type, as the function body does.
     root = given.type(math.sqrt(1 / math.sqrt(max(size, 1)) if scale is None else float(scale)))
     precision = attributes.get("softmax_precision")
-    kind = working(np.empty(0, given)).dtype if precision is None else element_type(precision, "softmax_precision")
+    kind = given if precision is None else element_type(precision, "softmax_precision")
     mode = integer(attributes, "qk_matmul_output_mode", 0, least=0, most=3)
     softcap = float(attributes.get("softcap", 0.0))
     want_scores = output_count > 3
@@ -166,17 +166,17 @@ def attention(inputs: Inputs, attributes: Attributes, output_count: int) -> Outp
 def _softmax(scores: Array, dead: Array | None) -> Array:
     if not scores.shape[-1]:
         return scores
-    wide = working(scores)
-    top = wide.max(axis=-1, keepdims=True)
-    y = wide - np.where(np.isneginf(top), wide.dtype.type(0), top)
+    kind = scores.dtype.type
+    top = scores.max(axis=-1, keepdims=True)
+    y = scores - np.where(np.isneginf(top), kind(0), top)
     np.exp(y, out=y)
-    total = y.sum(axis=-1, keepdims=True)
-    y /= np.where(total == 0, wide.dtype.type(1), total)
+    total = back(working(y).sum(axis=-1, keepdims=True), y.dtype)
+    y /= np.where(total == 0, kind(1), total)
     return y if dead is None else np.where(dead, y.dtype.type(0), y)
 
 
 def rotary_embedding(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
-    """RotaryEmbedding(23): pairs of each head's first `rotary_embedding_dim` elements turned by their position's angle."""
+    """RotaryEmbedding(23): pairs of each head's first `rotary_embedding_dim` elements, turned by an angle."""
     given = required(inputs, 0, "X")
     cos, sin = required(inputs, 1, "cos_cache"), required(inputs, 2, "sin_cache")
     positions = optional(inputs, 3)

@@ -283,10 +283,11 @@ def _transpose_extents(
         if any(o < 0 for o in output):
             raise InvalidArgument("attribute pads cuts off more than the output", found=list(pads), expected=list(full))
         return list(pads[:rank]), output
-    total = [f - o for f, o in zip(full, output, strict=True)]
+    # Where the output is longer than what the kernel reaches, the rest behind it is zero.
+    total = [max(f - o, 0) for f, o in zip(full, output, strict=True)]
     if mode == "SAME_UPPER":
-        return [int(t / 2) for t in total], output
-    return [t - int(t / 2) for t in total], output
+        return [t // 2 for t in total], output
+    return [t - t // 2 for t in total], output
 
 
 def _scatter_taps(

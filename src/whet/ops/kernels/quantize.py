@@ -167,7 +167,7 @@ def dynamic_quantize_linear(inputs: Inputs, attributes: Attributes, output_count
 
 
 def cast(x: Array, dtype: np.dtype[Any], saturate: bool, round_mode: str = "up") -> Array:
-    """x as `dtype` by the standard's rules; floats to integers truncate, NaN becomes 0, out of range the nearest end."""
+    """x as `dtype` by the standard's rules; floats to integers as `from_float` says, integers keep their low bits."""
     if x.dtype == dtype:
         return x
     if dtype == np.object_:
@@ -179,9 +179,6 @@ def cast(x: Array, dtype: np.dtype[Any], saturate: bool, round_mode: str = "up")
     if dtype in _NARROW_INTEGERS:
         low, high = integer_bounds(dtype)
         wide = from_float(working(x), np.dtype(np.int64)) if is_float(x.dtype) else x.astype(np.int64)
-        # Integers wrap to the low bits, floats saturate.
-        if is_float(x.dtype):
-            return np.clip(wide, low, high).astype(np.int8).astype(dtype)
         span = high - low + 1
         return (np.mod(wide - low, span) + low).astype(np.int8).astype(dtype)
     if dtype in _SATURATING:

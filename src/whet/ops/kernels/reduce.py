@@ -14,10 +14,12 @@ from whet.ops.kernels.common import axes_within, back, is_float, working
 
 
 def softmax_along(x: Array, axis: int) -> Array:
-    """exp(x - max) over its sum along one axis."""
-    y = x - x.max(axis=axis, keepdims=True) if x.shape[axis] else x.copy()
+    """exp(x - max) over its sum along one axis; every step is rounded to x's type, sums run in at least float32."""
+    if not x.size:
+        return x.copy()
+    y = x - x.max(axis=axis, keepdims=True)
     np.exp(y, out=y)
-    y /= y.sum(axis=axis, keepdims=True)
+    y /= back(working(y).sum(axis=axis, keepdims=True), y.dtype)
     return y
 
 
@@ -25,7 +27,7 @@ def softmax(inputs: Inputs, attributes: Attributes, output_count: int) -> Output
     """Softmax(13)."""
     x = required(inputs, 0, "input")
     axis = axis_within(int(attributes.get("axis", -1)), x.ndim)
-    return [back(softmax_along(working(x), axis), x.dtype)]
+    return [softmax_along(x, axis)]
 
 
 def log_softmax(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:

@@ -1,4 +1,4 @@
-"""If, Loop, Scan and SequenceMap over bound subgraphs."""
+"""The operators with subgraphs: If, Loop, Scan, SequenceMap and FlexAttention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from whet.errors import InvalidArgument, InvalidGraph, ResourceExhausted
 from whet.graph import Graph, Node, TensorType, Value
+from whet.providers.reference.flex import bind_flex_attention
 from whet.providers.reference.widen import widen_type
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ CONTROL: dict[str, Bind] = {
     "Loop": _bind_loop,
     "Scan": _bind_scan,
     "SequenceMap": _bind_sequence_map,
+    "ai.onnx.preview.FlexAttention": bind_flex_attention,
 }
 
 

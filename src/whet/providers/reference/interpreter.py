@@ -17,6 +17,7 @@ from whet.ops.custom import CustomOp
 from whet.ops.evaluate import Bound, bind, bind_kernel
 from whet.providers.base import ProfileEvent, RunState
 from whet.providers.reference.control import CONTROL
+from whet.providers.reference.gradient import GRADIENT, bind_gradient
 from whet.providers.reference.random import bind_random, is_random
 from whet.providers.reference.widen import bit_cast_source, widen_node, widen_value
 
@@ -131,7 +132,7 @@ class Builder:
         plan.captures = tuple(define(value) for value in captured)
         for node in graph:
             outer = node.captured()
-            call = self._control(node, outer, roots) if node.op in CONTROL else self._kernel(node)
+            call = self._control(node, outer, roots) if node.op in CONTROL else self._kernel(node, graph)
             inputs = tuple(0 if v is None else slot(v, node) for v in (*node.inputs, *outer))
             outputs = tuple(define(v) for v in node.outputs)
             plan.steps.append(Step(node, call, inputs, outputs))
@@ -172,11 +173,13 @@ class Builder:
         bodies = {name: _body(plan, positions) for name, (plan, positions) in plans.items()}
         return CONTROL[node.op](node, bodies, self.widen)
 
-    def _kernel(self, node: Node) -> Call:
+    def _kernel(self, node: Node, graph: Graph) -> Call:
         custom = self._custom.get(node.op)
         bound: Bound
         if custom is not None:
             bound = bind_kernel(node, custom.evaluate)
+        elif node.op == GRADIENT:
+            return self._widened(bind_gradient(node, graph))
         elif any(True for _ in node.subgraphs()):
             raise NotImplemented(f"operator {node.op} with subgraphs has no executor", node=node.label)
         elif is_random(node):

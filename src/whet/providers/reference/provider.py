@@ -13,6 +13,7 @@ from whet.passes.base import Pass
 from whet.providers.base import Accept, Claim, CompileEnv, Level, Refuse, Subgraph
 from whet.providers.reference.control import CONTROL
 from whet.providers.reference.executable import ReferenceExecutable
+from whet.providers.reference.gradient import GRADIENT, find_part
 from whet.providers.reference.random import RANDOM
 
 ComputeType = Literal["model", "float64"]
@@ -61,6 +62,9 @@ class ReferenceExecutionProvider:
             return Accept()
         if node.op in self._custom or node.op in RANDOM or has_kernel(node):
             return Accept()
+        if node.op == GRADIENT:
+            part = find_part(node, graph)
+            return Refuse(part) if isinstance(part, str) else Accept()
         if any(True for _ in node.subgraphs()):
             return Refuse(f"operator {node.op} has subgraphs and is none of {', '.join(sorted(CONTROL))}")
         if node.domain not in ("", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training", "com.microsoft"):

@@ -59,7 +59,10 @@ def _dropout(inputs: Sequence[Any], attributes: Mapping[str, Any], generator: np
         return [x, np.ones(x.shape, np.bool_)]
     if not 0 <= ratio < 1:
         raise InvalidArgument("the dropout ratio is out of range", value="ratio", found=ratio, expected="[0, 1)")
-    mask = generator.random(x.shape) >= ratio
+    seed = attributes.get("seed")
+    # With a seed of its own, the node draws the mask that the standard's reference implementation draws.
+    draws = generator.random(x.shape) if seed is None else np.random.RandomState(seed % 2**32).random_sample(x.shape)
+    mask = draws >= ratio
     return [np.where(mask, x, x.dtype.type(0)) * x.dtype.type(1 / (1 - ratio)), mask]
 
 
