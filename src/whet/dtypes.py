@@ -35,7 +35,7 @@ class DType:
     @property
     def is_packed(self) -> bool:
         """Whether several elements share one byte in storage."""
-        return self.bits < 8
+        return 0 < self.bits < 8
 
     def storage_bytes(self, elements: int) -> int:
         """Bytes that `elements` of this type take in storage (strings: 0, their size is not fixed)."""

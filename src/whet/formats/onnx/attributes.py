@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import onnx
 
 from whet.errors import InvalidGraph
 from whet.formats.onnx.tensors import TensorReader, encode_tensor
 from whet.formats.onnx.types import decode_type, encode_type
 from whet.formats.onnx.wire import Payloads
-from whet.graph import Attribute, Graph, MapType, OptionalType, SequenceType, TensorData, TensorType
+from whet.graph import Attribute, MapType, OptionalType, SequenceType, TensorData, TensorType
 
 _A = onnx.AttributeProto
 FIELDS: dict[int, str] = {
@@ -64,11 +66,10 @@ def decode_attribute(proto: onnx.AttributeProto, kind: int, reader: TensorReader
     if kind == _A.STRING:
         return _text(proto.s)
     if kind == _A.STRINGS:
-        texts = [_text(s) for s in proto.strings]
+        texts = tuple(_text(t) for t in proto.strings)
         # One type for all: a single element that is not text makes all of them bytes.
-        if all(isinstance(t, str) for t in texts):
-            return tuple(texts)  # type: ignore[arg-type]
-        return tuple(bytes(s) for s in proto.strings)
+        decoded = tuple(t for t in texts if isinstance(t, str))
+        return decoded if len(decoded) == len(texts) else tuple(bytes(t) for t in proto.strings)
     if kind == _A.TENSOR:
         return reader.dense(proto.t, where)
     if kind == _A.TENSORS:
@@ -110,25 +111,25 @@ def encode_attribute(
 
 
 def _encode_tuple(
-    proto: onnx.AttributeProto, value: tuple[object, ...], payloads: Payloads | None, kind: int | None
+    proto: onnx.AttributeProto, value: tuple[Any, ...], payloads: Payloads | None, kind: int | None
 ) -> None:
     if not value:
-        proto.type = kind if kind is not None and FIELDS.get(kind, "f") not in _SINGLE else _A.INTS
+        proto.type = cast(Any, kind if kind is not None and FIELDS.get(kind, "f") not in _SINGLE else _A.INTS)
     elif all(isinstance(v, int) for v in value):
         proto.type = _A.INTS
-        proto.ints.extend(value)  # type: ignore[arg-type]
+        proto.ints.extend(value)
     elif all(isinstance(v, int | float) for v in value):
         proto.type = _A.FLOATS
-        proto.floats.extend(value)  # type: ignore[arg-type]
+        proto.floats.extend(value)
     elif all(isinstance(v, str | bytes) for v in value):
         proto.type = _A.STRINGS
-        proto.strings.extend(_bytes(v) for v in value)  # type: ignore[arg-type]
+        proto.strings.extend(_bytes(v) for v in value)
     elif all(isinstance(v, TensorData) for v in value):
         proto.type = _A.TENSORS
-        proto.tensors.extend(encode_tensor(v, "", payloads) for v in value if isinstance(v, TensorData))
+        proto.tensors.extend(encode_tensor(v, "", payloads) for v in value)
     elif all(isinstance(v, TensorType | SequenceType | OptionalType | MapType) for v in value):
         proto.type = _A.TYPE_PROTOS
-        proto.type_protos.extend(encode_type(v) for v in value if not isinstance(v, Graph))  # type: ignore[arg-type]
+        proto.type_protos.extend(encode_type(v) for v in value)
     else:
         raise TypeError(f"attribute {proto.name} cannot be written: {value!r}")
 

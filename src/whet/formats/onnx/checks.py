@@ -8,9 +8,13 @@ from whet.errors import InvalidGraph, did_you_mean
 from whet.formats.onnx.attribute_checks import check_attributes
 from whet.formats.onnx.attributes import type_name
 from whet.formats.onnx.schemas import KNOWN_DOMAINS, Signature, newest, operator_names, signature
-from whet.graph import Attribute, Graph, Node, TensorData, Value
+from whet.graph import Attribute, Graph, Node, TensorData
 
 _A = onnx.AttributeProto
+_PLURAL: dict[int, int] = {
+    _A.INT: _A.INTS, _A.FLOAT: _A.FLOATS, _A.STRING: _A.STRINGS, _A.TENSOR: _A.TENSORS, _A.GRAPH: _A.GRAPHS,
+    _A.TYPE_PROTO: _A.TYPE_PROTOS,
+}  # fmt: skip
 _EMPTY_TUPLES = frozenset({_A.INTS, _A.FLOATS, _A.STRINGS, _A.TENSORS, _A.GRAPHS, _A.SPARSE_TENSORS, _A.TYPE_PROTOS})
 
 
@@ -103,10 +107,7 @@ def kind_of(value: Attribute) -> int:
             return _A.INTS
         # A tuple of whole floats written by hand may mix; the first float decides.
         first = next((v for v in value if isinstance(v, float)), value[0])
-        single = kind_of(first)
-        return {
-            _A.INT: _A.INTS, _A.FLOAT: _A.FLOATS, _A.STRING: _A.STRINGS, _A.TENSOR: _A.TENSORS, _A.GRAPH: _A.GRAPHS,
-        }.get(single, _A.TYPE_PROTOS)  # fmt: skip
+        return _PLURAL[kind_of(first)]
     return _A.TYPE_PROTO
 
 
@@ -116,10 +117,3 @@ def _is_kind(value: Attribute, expected: int) -> bool:
     kind = kind_of(value)
     # Sparse tensors have been made dense.
     return kind == expected or (expected == _A.SPARSE_TENSOR and kind == _A.TENSOR)
-
-
-def constant_ints(value: Value | None) -> tuple[int, ...] | None:
-    """The elements of a constant integer tensor, or None when `value` is none."""
-    if value is None or value.data is None or not value.data.dtype.is_integer:
-        return None
-    return tuple(int(v) for v in value.data.numpy().ravel())

@@ -18,6 +18,9 @@ KNOWN_DOMAINS: frozenset[str] = frozenset(
 """Domains whose operators onnx defines."""
 
 
+_TYPE_CODES: dict[str, int] = {name: int(code) for name, code in onnx.AttributeProto.AttributeType.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """One version of an operator: arity, attributes, type constraints."""
@@ -96,7 +99,7 @@ def _signature(schema: defs.OpSchema) -> Signature:
         input_names=tuple(p.name for p in inputs),
         input_types=tuple(p.type_str for p in inputs),
         output_types=tuple(p.type_str for p in schema.outputs),
-        attributes={name: int(a.type.value) for name, a in attributes.items()},
+        attributes={name: _TYPE_CODES[str(a.type).rpartition(".")[2]] for name, a in attributes.items()},
         required=tuple(name for name, a in attributes.items() if a.required),
         defaults={name: _default(a.default_value) for name, a in attributes.items() if a.default_value.type},
         constraints={c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints},

@@ -184,9 +184,9 @@ def label_encoder(rewriter: Rewriter, node: Node) -> Node:
     numbers = tuple(range(len(names)))
     dtype = dtype_of(node.inputs[0])
     if dtype is dtypes.STRING:
-        mapping: dict[str, Attribute] = {"keys_strings": names, "values_int64s": numbers}  # type: ignore[dict-item]
+        mapping: dict[str, Attribute] = {"keys_strings": names, "values_int64s": numbers}
     elif dtype is dtypes.INT64:
-        mapping = {"keys_int64s": numbers, "values_strings": names}  # type: ignore[dict-item]
+        mapping = {"keys_int64s": numbers, "values_strings": names}
     else:
         raise InvalidGraph(
             "LabelEncoder's input type cannot be told", node=node.label, found=dtype, expected="string or int64"
