@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -160,11 +161,23 @@ def _order_parts(
     for node, _, _ in placed:
         own = part_of[node]
         depends.setdefault(own, set()).update(part_of[s] for s in _sources(node) if s in part_of and part_of[s] != own)
+    readers: dict[int, list[int]] = {part: [] for part in depends}
+    for part, needed in depends.items():
+        for other in needed:
+            readers[other].append(part)
+    # Of the parts that can run, the one that was opened first goes first: the order of the model's own nodes.
+    waiting = {part: len(needed) for part, needed in depends.items()}
+    ready = [part for part, count in waiting.items() if not count]
+    heapq.heapify(ready)
     order: list[int] = []
-    while len(order) < len(depends):
-        ready = [p for p in depends if p not in order and depends[p] <= set(order)]
-        assert ready, "parts depend on each other in a circle"
-        order.append(ready[0])
+    while ready:
+        part = heapq.heappop(ready)
+        order.append(part)
+        for reader in readers[part]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    assert len(order) == len(depends), "parts depend on each other in a circle"
     return order
 
 
