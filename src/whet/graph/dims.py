@@ -144,7 +144,11 @@ def symbol(name: str) -> Expr:
 
 
 def floor_div(a: Known, b: Known) -> Known:
-    """`a // b`, divided out where it is exact for every extent."""
+    """`a // b`, divided out where it is exact for every extent; for a number `b` in one normal form.
+
+    There, each coefficient of what stays below the fraction bar is at least 0 and less than `b`, and a quotient of a
+    quotient is one quotient: `(h - 1) // 2 + 1` is `(h + 1) // 2`, and half of that, rounded up, is `(h + 3) // 4`.
+    """
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     if b == 1:
@@ -152,7 +156,32 @@ def floor_div(a: Known, b: Known) -> Known:
     exact = exact_div(a, b)
     if exact is not None:
         return exact
-    return Expr({(Atom("floordiv", (a, b)),): 1})
+    if isinstance(a, int) or not isinstance(b, int) or b < 1:
+        return Expr({(Atom("floordiv", (a, b)),): 1})
+    whole = _make({m: c // b for m, c in a.terms.items()})
+    rest = _make({m: c % b for m, c in a.terms.items()})
+    if isinstance(rest, int):
+        return whole + rest // b
+    inner = _quotient_plus_number(rest)
+    if inner is not None:
+        (numerator, divisor), number = inner
+        return whole + floor_div(numerator + number * divisor, divisor * b)
+    return whole + Expr({(Atom("floordiv", (rest, b)),): 1})
+
+
+def _quotient_plus_number(value: Expr) -> tuple[tuple[Known, int], int] | None:
+    """The parts of `x // n + c` with numbers `n` and `c`, or None when `value` is no such sum."""
+    rest = dict(value.terms)
+    number = rest.pop((), 0)
+    if len(rest) != 1:
+        return None
+    monomial, coefficient = next(iter(rest.items()))
+    if coefficient != 1 or len(monomial) != 1 or monomial[0].op != "floordiv":
+        return None
+    numerator, divisor = monomial[0].args
+    if not isinstance(divisor, int) or not isinstance(numerator, (int, Expr)) or divisor < 1:
+        return None
+    return (numerator, divisor), number
 
 
 def ceil_div(a: Known, b: Known) -> Known:
@@ -231,6 +260,10 @@ def _broadcast_dim(a: Dim, b: Dim) -> Dim:
         return a
     if a == 1:
         return b
+    if _caps(a, b):
+        return a
+    if _caps(b, a):
+        return b
     if isinstance(a, int) and isinstance(b, int):
         raise ValueError(f"cannot broadcast extents {a} and {b}")
     # A known extent other than 1 must be the result's, whatever the other one turns out to be.
@@ -252,6 +285,16 @@ def _is_cut(a: Expr, b: Expr) -> bool:
         return False
     other = [x for x in monomial[0].args if x != b]
     return len(other) == 1 and isinstance(other[0], int) and other[0] >= 1
+
+
+def _caps(extent: Dim, capped: Dim) -> bool:
+    """Whether `capped` is min(extent, c) with c > 1: where it is another extent, it is c, and nothing broadcasts."""
+    if extent is None or not isinstance(capped, Expr) or len(capped.terms) != 1:
+        return False
+    ((monomial, coefficient),) = capped.terms.items()
+    if coefficient != 1 or len(monomial) != 1 or monomial[0].op != "min" or extent not in monomial[0].args:
+        return False
+    return any(isinstance(a, int) and a > 1 for a in monomial[0].args)
 
 
 def _extremum(op: str, a: Known, b: Known, choose: Callable[[int, int], int]) -> Known:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from whet.dtypes import INT64
 from whet.errors import InvalidGraph
-from whet.graph import Node, Shape, TensorData, TensorType, Type, Value
+from whet.graph import Expr, Node, Shape, TensorData, TensorType, Type, Value
 from whet.graph.dims import Dim, Known, broadcast, exact_div, floor_div, product
 from whet.graph.types import format_shape
 from whet.ops.common import (
@@ -222,9 +222,14 @@ def _agree(shapes: Sequence[Shape], axis: int) -> Dim:
                     found=", ".join(map(format_shape, shapes)),
                 )
             found = extent
-        elif found is None:
+        elif found is None or (isinstance(found, Expr) and extent is not None and _plainer(extent, found)):
             found = extent
     return found
+
+
+def _plainer(a: Expr, b: Expr) -> bool:
+    """Which of two expressions for one extent to go on with: after up- and downsampling, the shorter one."""
+    return a != b and len(str(a)) < len(str(b))
 
 
 def split(node: Node) -> Sequence[Type | None]:

@@ -20,6 +20,7 @@ from whet.passes.basic.matmul_fold import MatMulAddToGemm, TransposeIntoGemm
 from whet.passes.basic.pad_fold import PadFolding
 from whet.passes.basic.pairs import RedundantPairs
 from whet.passes.basic.propagate import ShapePropagation
+from whet.passes.basic.shape_arithmetic import ShapeArithmetic
 from whet.passes.basic.targets import ConstantTargets
 from whet.passes.extended import EXTENDED_PASSES
 
@@ -57,6 +58,9 @@ BASIC: Pipeline = (
             DeadCode(),
         )
     ),
+    # Once, when no shape arithmetic folds any more: what is left is rewritten as a whole.
+    ShapeArithmetic(),
+    DeadCode(),
     # Types that rewrites have made better known than the passes between them needed.
     ShapePropagation(),
 )

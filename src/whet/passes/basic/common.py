@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -68,15 +69,32 @@ def bypass(node: Node, source: Value) -> Patch | None:
 
 
 def uniform(value: Value | None) -> Any | None:
-    """The one number that all elements of a constant are (a Python number), else None."""
-    data = value.data if value is not None else None
-    if data is None or not 0 < data.size <= _UNIFORM_ELEMENTS or data.dtype.kind in ("string", "complex"):
+    """The one number that all elements of a value are (a Python number), else None.
+
+    Sees constants, ConstantOfShape and zeros multiplied by finite constants (torch's `baddbmm` with beta 0).
+    """
+    if value is None:
+        return None
+    node = value.producer
+    if node is not None and node.op == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        return fill.scalar() if isinstance(fill, TensorData) and fill.size == 1 else 0.0
+    if node is not None and node.op == "Mul":
+        factors = [uniform(v) for v in node.inputs]
+        zero = any(f == 0 for f in factors) and all(f is not None and math.isfinite(f) for f in factors)
+        return factors[0] * factors[1] if zero else None
+    data = value.data
+    if data is None or not 0 < data.size <= _UNIFORM_ELEMENTS or not _is_real(data):
         return None
     array = data.numpy()
     first = array.flat[0]
     if data.size > 1 and not (array == first).all():
         return None
     return first.item()
+
+
+def _is_real(data: TensorData) -> bool:
+    return data.dtype.kind not in ("string", "complex")
 
 
 def constant_true(value: Value | None) -> bool | None:

@@ -41,7 +41,7 @@ class BatchNormFolding(NodePass):
 
 
 class ScaleFolding(NodePass):
-    """Folds Mul, Div, Add or Sub with one constant number per output channel into the Conv or ConvTranspose before it."""
+    """Folds Mul, Div, Add or Sub of a constant, one number per output channel, into the convolution before it."""
 
     name = "scale-folding"
     roots = frozenset({"Mul", "Div", "Add", "Sub"})

@@ -33,8 +33,9 @@ _STRING_BYTES = 64
 class ConstantFolding:
     """Replaces values that can be computed before a run by constants.
 
-    A result's size must be known before it is computed, and be within `Limits.fold_bytes` or no larger than the inputs.
-    A node that fails stays, so that the error is raised when it runs. What a fold makes known is inferred at once.
+    A result's size must be known before it is computed, and be within `Limits.fold_bytes`, or no larger than the inputs
+    where nothing else reads them. A node that fails stays, so that the error is raised when it runs. What a fold makes
+    known is inferred at once.
     """
 
     name = "constant-folding"
@@ -90,7 +91,9 @@ class ConstantFolding:
             return None
         read = sum(_constant_bytes(v.data) for v in node.inputs if v is not None and v.data is not None)
         size = _result_bytes(node, read)
-        if size is None or size > max(limits.fold_bytes, read):
+        # A large result may take the place of its inputs, not stand beside them.
+        freed = read if all(v is None or v.only_use is node for v in node.inputs) else 0
+        if size is None or size > max(limits.fold_bytes, freed):
             reason = (
                 "its result's size is not known before it is computed" if size is None else f"it makes {size} bytes"
             )

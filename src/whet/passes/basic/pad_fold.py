@@ -19,7 +19,9 @@ class PadFolding(NodePass):
 
     def rewrite(self, node: Node, context: PassContext) -> Patch | None:
         pad = producer(node.input(0), "Pad")
-        if pad is None or only_reader(pad.output, node.op) is not node or node.str_attr("auto_pad", "NOTSET") != "NOTSET":
+        if pad is None or only_reader(pad.output, node.op) is not node:
+            return None
+        if node.str_attr("auto_pad", "NOTSET") != "NOTSET":
             return None
         before = _zeros_before_and_after(pad)
         if before is None:

@@ -35,7 +35,8 @@ def lossless(source: DType, target: DType) -> bool:
     if source.is_integer:
         value_bits = source.bits - (source.kind == "int")
         if target.is_integer:
-            return (source.kind == "uint" or target.kind == "int") and value_bits <= target.bits - (target.kind == "int")
+            signed = target.kind == "int"
+            return (source.kind == "uint" or signed) and value_bits <= target.bits - signed
         return value_bits <= _FLOAT_HOLDS_INTEGER_BITS.get(target.name, 0)
     return target.name in _WIDER_FLOATS.get(source.name, ())
 

@@ -11,7 +11,7 @@ from whet.passes.basic.common import constant, substitute
 
 
 class ConstantTargets(NodePass):
-    """Replaces the computed target of a Reshape by a constant one: numbers, copied extents (0) and at most one open one (-1).
+    """Replaces the computed target of a Reshape by a constant: numbers, copied extents (0), at most one open one (-1).
 
     Exact for all extents: a copied extent is provably the input's at that place. -1 stands for a free extent only where
     all others are numbers other than 0, because it cannot be worked out beside an extent that is 0 in some run.
