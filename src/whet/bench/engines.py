@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from whet.errors import EPFail, InvalidArgument, did_you_mean
+from whet.version import __version__
 
 Run = Callable[[], list[Any]]
 
@@ -100,7 +101,11 @@ def check_engine(name: str) -> None:
 
 def engine_version(name: str) -> str:
     """The version of the distribution behind an engine."""
-    return importlib.metadata.version(_DISTRIBUTIONS[name] or "whet")
+    distribution = _DISTRIBUTIONS[name]
+    if name == "whet" or distribution is None:
+        return __version__
+    version = importlib.metadata.version(distribution)
+    return f"{__version__} ({distribution} {version})" if name.startswith("whet") else version
 
 
 def _is_installed(name: str) -> bool:

@@ -40,7 +40,10 @@ class Output:
         """Print a table for people; `right` names the columns, by index, whose cells stand right."""
         if self.as_json:
             return
-        table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", expand=False)
+        if title:
+            # Not the table's own title, which would be folded to the width of a narrow table.
+            self._console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+        table = Table(header_style="bold")
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index in right else "left", overflow="fold")
         for row in rows:
