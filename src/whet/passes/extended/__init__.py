@@ -16,6 +16,8 @@ from whet.passes.extended.activations import (
     FuseSoftplus,
     FuseSwish,
 )
+from whet.passes.extended.attention import FuseAttention
+from whet.passes.extended.embedding import FuseEmbedLayerNorm
 from whet.passes.extended.group_norm import FuseBatchNorm, FuseGroupNorm, FuseInstanceNorm
 from whet.passes.extended.layer_norm import (
     AbsorbAffine,
@@ -26,12 +28,13 @@ from whet.passes.extended.layer_norm import (
 )
 from whet.passes.extended.matmul_scale import FoldMatMulScale
 from whet.passes.extended.qdq import AnnotateQuantization
+from whet.passes.extended.rotary import FuseRotary
 from whet.passes.extended.softmax import FuseLogOfSoftmax, FuseLogSoftmax, FuseSoftmax
 
 EXTENDED_PASSES: tuple[Pass, ...] = (
     # First: no fusion may swallow a value that the model quantizes.
     AnnotateQuantization(),
-    # Sigmoid and Softplus before what is made of them. The tanh form of Gelu may be written with a sigmoid: before Swish.
+    # Sigmoid and Softplus before what is made of them; Gelu before Swish, which its sigmoid form resembles.
     FuseSigmoid(),
     FuseSoftplus(),
     FuseGelu(),
@@ -57,6 +60,10 @@ EXTENDED_PASSES: tuple[Pass, ...] = (
     FuseSoftmax(),
     FuseLogSoftmax(),
     FuseLogOfSoftmax(),
+    # Before attention: rotated heads can then stay beside each other.
+    FuseRotary(),
+    FuseAttention(),
+    FuseEmbedLayerNorm(),
     # After attention, whose scale it would otherwise hide in the weights of a projection.
     FoldMatMulScale(),
 )

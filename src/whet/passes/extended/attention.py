@@ -142,7 +142,7 @@ class _Assembly:
         self.node = node
         self.output = output
         self.parts = parts
-        self.builder = Builder(context.model.names)
+        self.builder = Builder()
 
     def patch(self) -> Patch:
         """The patch. Raises Mismatch."""

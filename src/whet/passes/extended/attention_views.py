@@ -10,7 +10,6 @@ import numpy as np
 
 from whet.dtypes import DType
 from whet.graph import Attribute, Node, Value
-from whet.graph.core import NameScope
 from whet.graph.dims import Dim, Shape, product
 from whet.graph.tensor import Array
 from whet.graph.types import TensorType
@@ -135,9 +134,8 @@ def finite_positive(number: float) -> bool:
 class Builder:
     """Nodes of a patch under construction; every new value gets its type, so that later rewrites can go on from it."""
 
-    def __init__(self, names: NameScope) -> None:
+    def __init__(self) -> None:
         self.nodes: list[Node] = []
-        self._names = names
 
     def add(
         self,
@@ -155,8 +153,8 @@ class Builder:
         return output
 
     def constant(self, array: Array) -> Value:
-        """A new constant."""
-        return Value.constant(self._names.fresh("constant"), array)
+        """A new constant without a name (constants are known by identity)."""
+        return Value.constant("", array)
 
     def ints(self, numbers: Sequence[int]) -> Value:
         """A constant int64 vector."""

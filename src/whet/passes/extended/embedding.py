@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from whet import dtypes
-from whet.graph import Attribute, Node, Patch, Value
+from whet.graph import Attribute, Dim, Expr, Node, Patch, Value
+from whet.graph.dims import broadcast
 from whet.graph.types import TensorType
 from whet.passes.base import NodePass, PassContext
 from whet.passes.extended.attention_views import Builder, dtype_of, same, same_dims
@@ -65,7 +66,7 @@ class FuseEmbedLayerNorm(NodePass):
 
 
 def _patch(node: Node, total: Value, scale: Value, terms: _Terms, context: PassContext) -> Patch:
-    builder = Builder(context.model.names)
+    builder = Builder()
     if terms.positions is None:
         assert terms.rows is not None
         assert terms.rows.data is not None
@@ -99,10 +100,10 @@ def _patch(node: Node, total: Value, scale: Value, terms: _Terms, context: PassC
     attributes: dict[str, Attribute] = {"epsilon": node.float_attr("epsilon", 1e-5)}
     assert total.shape is not None
     kind = TensorType(dtype_of(total), total.shape)
-    outputs = [Value("", kind)]
+    outputs = [Value("", kind), Value("", TensorType(dtypes.INT32, (total.shape[0],)))]
     replaced = {node.output: outputs[0]}
     if total.use_count > 1:
-        outputs += [Value("", TensorType(dtypes.INT32, (total.shape[0],))), Value("", kind)]
+        outputs.append(Value("", kind))
         replaced[total] = outputs[2]
     builder.nodes.append(Node("EmbedLayerNormalization", inputs, outputs, attributes, domain="com.microsoft"))
     return Patch(node, builder.nodes, replaced, [node])
@@ -159,7 +160,7 @@ def _sort_terms(leaves: list[Value], total: Value) -> _Terms | str:
         return "the terms are not words, positions and at most segments"
     for term in shared:
         shape = term.indices.shape
-        if shape is None or len(shape) > 2 or not same(shape[-1], total.shape[1]):
+        if not shape or len(shape) > 2 or not _fills(shape[-1], total.shape[1]):
             return "the positions are not known to be one row a column"
         if len(shape) == 2 and not same(shape[0], 1) and not same(shape[0], total.shape[0]):
             return "the positions are not known to have the batch of the words"
@@ -171,6 +172,13 @@ def _sort_terms(leaves: list[Value], total: Value) -> _Terms | str:
             return "the constant positions differ over the batch"
     segments = full[1] if len(full) == 2 else None
     return _Terms(full[0], segments, shared[0] if shared else None, rows[0] if rows else None)
+
+
+def _fills(extent: Dim, rows: Dim) -> bool:
+    """Whether positions of this extent, which broadcast to `rows` in the sum, must have all rows."""
+    if isinstance(extent, Expr) and isinstance(rows, Expr):
+        return broadcast((rows,), (extent,)) == (rows,)
+    return same(extent, rows)
 
 
 def _counts_up(indices: Value) -> bool:

@@ -43,7 +43,7 @@ class FuseRotary(NodePass):
         rotation = _READERS[node.op](node)
         if rotation is None:
             return None
-        builder = Builder(context.model.names)
+        builder = Builder()
         shape = rotation.source.shape
         if shape is None or len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
             context.refuse(self.name, node, "the rotated value has no rank of 4 or no even last extent")
