@@ -1,4 +1,4 @@
-"""Evaluation of single nodes with numpy: the kernel is found, its result's size checked, its errors made to name the node."""
+"""Evaluation of single nodes with numpy: finding the kernel, checking its result's size, naming the node in errors."""
 
 from __future__ import annotations
 

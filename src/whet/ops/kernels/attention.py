@@ -13,6 +13,7 @@ from whet.ops.base import Kernel
 from whet.ops.contrib.common import Array, Attributes, Inputs, Outputs, expect_divisible, integer, optional, required
 from whet.ops.kernels.common import back, working
 from whet.ops.kernels.quantize import element_type
+from whet.ops.kernels.reduce import row_sum
 
 _SCORE_BYTES = 64 << 20
 """Scores of a group of heads take at most about this much, unless they are an output."""
@@ -170,7 +171,7 @@ def _softmax(scores: Array, dead: Array | None) -> Array:
     top = scores.max(axis=-1, keepdims=True)
     y = scores - np.where(np.isneginf(top), kind(0), top)
     np.exp(y, out=y)
-    total = back(working(y).sum(axis=-1, keepdims=True), y.dtype)
+    total = row_sum(y, -1)
     y /= np.where(total == 0, kind(1), total)
     return y if dead is None else np.where(dead, y.dtype.type(0), y)
 

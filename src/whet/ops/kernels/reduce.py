@@ -14,13 +14,23 @@ from whet.ops.kernels.common import axes_within, back, is_float, working
 
 
 def softmax_along(x: Array, axis: int) -> Array:
-    """exp(x - max) over its sum along one axis; every step is rounded to x's type, sums run in at least float32."""
+    """exp(x - max) over its sum along one axis; every step is rounded to x's type, long sums run in at least float32."""
     if not x.size:
         return x.copy()
     y = x - x.max(axis=axis, keepdims=True)
     np.exp(y, out=y)
-    y /= back(working(y).sum(axis=axis, keepdims=True), y.dtype)
+    y /= row_sum(y, axis)
     return y
+
+
+def row_sum(x: Array, axis: int) -> Array:
+    """The sum along an axis, which stays as an extent of 1, in x's type.
+
+    Up to 16 elements are added in x's own type, each partial sum rounded, which the standard's bfloat16 conformance
+    data expect; in a longer row such sums would stop growing, so they run in at least float32.
+    """
+    wide = x if x.shape[axis] <= 16 else working(x)
+    return back(wide.sum(axis=axis, keepdims=True), x.dtype)
 
 
 def softmax(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:

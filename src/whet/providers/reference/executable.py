@@ -35,35 +35,36 @@ class ReferenceExecutable:
             raise InvalidArgument(
                 "wrong number of inputs for the subgraph", found=len(inputs), expected=len(self._inputs)
             )
-        values = [_unwrap(value) for value in inputs]
+        values = [unwrap(value) for value in inputs]
         shared = {id(_root(array)) for value in values for array in _arrays(value)}
         shared |= self._plan.constant_roots
         if self._widen:
             values = [widen_value(value) for value in values]
         with np.errstate(all="ignore"):
             results = self._plan.run(values, (), Run(state, self._limits))
-        return [_wrap(_owned(r, shared), v.type) for r, v in zip(results, self._outputs, strict=True)]
+        return [wrap(_owned(r, shared), v.type) for r, v in zip(results, self._outputs, strict=True)]
 
 
-def _unwrap(value: RuntimeValue) -> Any:
+def unwrap(value: RuntimeValue) -> Any:
     """The interpreter's form of a value: array, list, dict, or None for an empty optional."""
     if isinstance(value, Tensor):
         return value.numpy()
     if isinstance(value, SequenceValue):
-        return [_unwrap(item) for item in value.items]
+        return [unwrap(item) for item in value.items]
     if isinstance(value, Map):
         return value.items
-    return None if value.value is None else _unwrap(value.value)
+    return None if value.value is None else unwrap(value.value)
 
 
-def _wrap(value: Any, type_: Type | None) -> RuntimeValue:
+def wrap(value: Any, type_: Type | None) -> RuntimeValue:
+    """The run-time form of an interpreter value of a declared type."""
     if isinstance(type_, OptionalType):
-        return Optional(None if value is None else _wrap(value, type_.element))
+        return Optional(None if value is None else wrap(value, type_.element))
     if value is None:
         return Optional(None)
     if isinstance(value, list):
         element = type_.element if isinstance(type_, SequenceType) else None
-        return SequenceValue(tuple(_wrap(item, element) for item in value))
+        return SequenceValue(tuple(wrap(item, element) for item in value))
     if isinstance(value, dict):
         return Map(value)
     return Tensor.from_numpy(value)

@@ -26,7 +26,7 @@ def _fit(gradient: Any, like: Any) -> Any:
     extra = gradient.ndim - like.ndim
     gradient = np.asarray(gradient.sum(axis=tuple(range(extra))))
     axes = tuple(i for i, extent in enumerate(like.shape) if extent == 1 and gradient.shape[i] != 1)
-    return np.asarray(gradient.sum(axis=axes, keepdims=True), like.dtype) if axes else gradient
+    return gradient.sum(axis=axes, keepdims=True) if axes else gradient
 
 
 def _mul(node: Node, x: Sequence[Any], y: Any, g: Any) -> Sequence[Any]:
@@ -151,7 +151,7 @@ def bind_gradient(node: Node, graph: Graph) -> Callable[[Sequence[Any], Run], li
                 inner.inputs, PULLS[inner.op](inner, arguments, values[inner.output], gradient), strict=False
             ):
                 if value is not None and pulled is not None and value.data is None:
-                    gradients[value] = pulled if value not in gradients else gradients[value] + pulled
+                    gradients[value] = pulled if value not in gradients else np.asarray(gradients[value] + pulled)
         sources = part.sources[: len(wanted)]
         return [gradients.get(v, np.zeros_like(values[v])) for v in sources[: len(node.outputs)]]
 
