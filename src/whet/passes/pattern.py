@@ -478,6 +478,8 @@ class PatternPass(NodePass):
     """A fusion: one pattern, and the nodes to put in the place of what it covers."""
 
     pattern: Pattern
+    common_shape: bool = False
+    """Whether graphs are full of what nearly matches, so that only matches that are declined are worth a record."""
 
     def replace(self, found: Match, context: PassContext) -> Sequence[Node] | MatchFailure:
         """The nodes that compute the root's output, or why this match is declined. The last one's output is it."""
@@ -493,8 +495,9 @@ class PatternPass(NodePass):
             nodes = self.replace(found, context)
             if not isinstance(nodes, MatchFailure):
                 return found.patch(nodes)
-            found = nodes
-        if found.near:
+            if nodes.near:
+                context.refuse(self.name, node, nodes.reason)
+        elif found.near and not self.common_shape:
             context.refuse(self.name, node, found.reason)
         return None
 

@@ -107,6 +107,7 @@ class FuseBatchNorm(PatternPass):
     """
 
     name = "batch-norm"
+    common_shape = True
     pattern = (
         over_root((x - MEAN) * SCALE, CONSTANT_VARIANCE) + BIAS
         | (x - MEAN) * SCALE + BIAS
