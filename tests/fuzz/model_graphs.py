@@ -137,7 +137,7 @@ def _change_integers(model: ModelProto, graph: GraphProto, choices: random.Rando
     tensors += [
         a.t for n in graph.node for a in n.attribute if a.name == "value" and a.t.data_type == TensorProto.INT64
     ]
-    tensors = [tensor for tensor in tensors if tensor.raw_data]
+    tensors = [tensor for tensor in tensors if tensor.raw_data and len(tensor.raw_data) % 8 == 0]
     if tensors:
         tensor = choices.choice(tensors)
         numbers = np.frombuffer(tensor.raw_data, np.int64).copy()

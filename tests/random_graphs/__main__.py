@@ -6,49 +6,10 @@ import argparse
 import multiprocessing
 import sys
 import time
-import traceback
-from collections.abc import Sequence
 from pathlib import Path
 
-from onnx import ModelProto
-
-from .check import ALL_STAGES, Feed, OracleError, check
-from .generator import generate
-from .shrink import FIXTURES, Shrunk, shrink, write_fixture
-
-
-def run_seed(seed: int, share_saved: int, write: Path | None) -> tuple[int, str, list[str]]:
-    """Checks one seed: (seed, "ok" | "refused" | "failed", lines to print)."""
-    stages = [stage for stage in ALL_STAGES if stage != "saved" or seed % share_saved == 0]
-    case = generate(seed)
-    try:
-        failures = check(case.model, case.feeds, inexact=case.inexact, stages=stages)
-    except OracleError as error:
-        return seed, "refused", [f"ONNX Runtime: {error}"[:200]]
-    except Exception:
-        return seed, "failed", [traceback.format_exc()]
-    if not failures:
-        return seed, "ok", []
-    lines = [f"{f.stage} {f.output}: {f.message}"[:400] for f in failures[:4]]
-    if write is not None:
-        first = failures[0]
-
-        def fails(model: ModelProto, feeds: Sequence[Feed]) -> bool:
-            return any(f.kind == first.kind for f in check(model, feeds, inexact=case.inexact, stages=stages))
-
-        stages = [first.stage] if first.stage in ("float64", "saved") else ["float64", first.stage]
-        small = shrink(case.model, case.feeds, fails)
-        path = write_fixture(f"seed_{seed}", small, write)
-        lines.append(f"{_operators(small)} in {path.name}")
-    return seed, "failed", lines
-
-
-def _operators(small: Shrunk) -> str:
-    return " ".join(node.op_type for node in small.model.graph.node)
-
-
-def _work(arguments: tuple[int, int, Path | None]) -> tuple[int, str, list[str]]:
-    return run_seed(*arguments)
+from .one_seed import work
+from .shrink import FIXTURES
 
 
 def main() -> int:
@@ -66,8 +27,8 @@ def main() -> int:
     began = last = time.monotonic()
     seeds = range(options.start, options.start + options.count)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=2000) as pool:
-        work = ((seed, options.share_saved, write) for seed in seeds)
-        for done, (seed, outcome, lines) in enumerate(pool.imap(_work, work, chunksize=4), 1):
+        tasks = ((seed, options.share_saved, write) for seed in seeds)
+        for done, (seed, outcome, lines) in enumerate(pool.imap(work, tasks, chunksize=4), 1):
             counts[outcome] += 1
             if lines:
                 print(f"seed {seed} {outcome}\n  " + "\n  ".join(lines), flush=True)

@@ -29,23 +29,25 @@ def infer_with_onnx(node: Node) -> Sequence[Type | None]:
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
     symbols: dict[str, Expr] = {}
-    for value in node.inputs:
+    # The written names: values without a name, or with one that another value has, get a new one.
+    proto = node_to_proto(node)
+    for value, name in zip(node.inputs, proto.input, strict=True):
         if value is None:
             continue
         if value.type is None:
             return nothing
-        types[value.name] = encode_type(value.type)
+        types[name] = encode_type(value.type)
         _collect(value.type, symbols)
         if value.data is not None and value.data.nbytes <= _SMALL_BYTES:
-            data[value.name] = encode_tensor(value.data, value.name, None)
+            data[name] = encode_tensor(value.data, name, None)
     try:
         found = onnx.shape_inference.infer_node_outputs(
-            schema, node_to_proto(node), types, data, opset_imports=[onnx.helper.make_opsetid(node.domain, version)]
+            schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid(node.domain, version)]
         )
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, TypeError, ValueError):
         # What `onnx` cannot infer stays open: whether the node is right shows when it runs.
         return nothing
-    return [_restore(decode_type(found[o.name], o.name), symbols) if o.name in found else None for o in node.outputs]
+    return [_restore(decode_type(found[n], n), symbols) if n in found else None for n in proto.output]
 
 
 def _collect(kind: Type | None, symbols: dict[str, Expr]) -> None:

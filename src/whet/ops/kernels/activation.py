@@ -19,7 +19,8 @@ Elementwise = Callable[[Array], Array]
 def blocked(function: Elementwise, x: Array) -> Array:
     """`function` on every element of `x`, in blocks whose intermediate results stay in the cache."""
     if x.size * x.itemsize <= 2 * BLOCK_BYTES:
-        return back(np.asarray(function(working(x))), x.dtype)
+        # A scalar becomes one element, as functions that work in place need an array.
+        return back(np.asarray(function(working(np.atleast_1d(x)))), x.dtype).reshape(x.shape)
     flat = np.ascontiguousarray(x).reshape(-1)
     result = np.empty_like(flat)
     step = BLOCK_BYTES // x.itemsize
@@ -38,11 +39,14 @@ def _simple(function: Elementwise) -> Kernel:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), exact at both ends: exp only of what is not positive."""
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, x.dtype.type(1), e) / (1 + e)
+    result: Array = np.where(x >= 0, x.dtype.type(1), e) / (1 + e)
+    return result
 
 
 def _gelu(x: Array) -> Array:
-    return x * (erf(x * x.dtype.type(math.sqrt(0.5))) + 1) * x.dtype.type(0.5)
+    result: Array = x * (erf(x * x.dtype.type(math.sqrt(0.5))) + 1)
+    result *= x.dtype.type(0.5)
+    return result
 
 
 def _gelu_tanh(x: Array) -> Array:
@@ -85,7 +89,9 @@ def hard_sigmoid(inputs: Inputs, attributes: Attributes, output_count: int) -> O
 
 
 def _hard_swish(x: Array) -> Array:
-    return x * np.clip(x * x.dtype.type(1 / 6) + x.dtype.type(0.5), 0, 1)
+    gate: Array = np.clip(x * x.dtype.type(1 / 6) + x.dtype.type(0.5), 0, 1)
+    gate *= x
+    return gate
 
 
 def leaky_relu(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
@@ -110,7 +116,9 @@ def celu(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
 
     def function(v: Array) -> Array:
         a = v.dtype.type(alpha)
-        return np.maximum(v, 0) + np.minimum(a * np.expm1(np.minimum(v / a, 0) if alpha > 0 else v / a), 0)
+        low: Array = np.minimum(a * np.expm1(np.minimum(v / a, 0) if alpha > 0 else v / a), 0)
+        low += np.maximum(v, 0)
+        return low
 
     return [blocked(function, required(inputs, 0, "X"))]
 
@@ -121,7 +129,9 @@ def selu(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     gamma = float(attributes.get("gamma", 1.05070102214813232421875))
 
     def function(v: Array) -> Array:
-        return np.where(v <= 0, np.expm1(np.minimum(v, 0)) * v.dtype.type(alpha), v) * v.dtype.type(gamma)
+        result: Array = np.where(v <= 0, np.expm1(np.minimum(v, 0)) * v.dtype.type(alpha), v)
+        result *= v.dtype.type(gamma)
+        return result
 
     return [blocked(function, required(inputs, 0, "X"))]
 
