@@ -287,6 +287,24 @@ def test_same_as_onnxruntime(case: Case, seed: int) -> None:
     check(case, seed)
 
 
+# Inputs so small that the default epsilon decides the answer.
+DEFAULT_EPSILON = [
+    Case("LayerNormalization", lambda m: [m.f(2, 7, scale=1e-3), m.f(7), m.f(7)], model=ONNX),
+    Case("SimplifiedLayerNormalization", lambda m: [m.f(2, 7, scale=1e-3), m.f(7)], model=ONNX),
+    *(
+        Case(op_type, lambda m: [m.f(2, 7, scale=1e-6), m.f(2, 7, scale=1e-6), m.f(7)], tolerance=1e-4)
+        for op_type in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+    ),
+    Case("GatedRMSNorm", lambda m: [m.f(2, 7, scale=1e-3), m.f(7), m.f(2, 7)]),
+    Case("BranchwiseRMSNorm", lambda m: [m.f(2, 3, 7, scale=1e-3)]),
+]
+
+
+@pytest.mark.parametrize("case", DEFAULT_EPSILON, ids=str)
+def test_default_epsilon(case: Case) -> None:
+    check(case, 4)
+
+
 @pytest.mark.parametrize("case", COMPUTING, ids=str)
 def test_float64_inputs_are_computed_in_float64(case: Case) -> None:
     check_float64(case)

@@ -7,7 +7,19 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from tests.contrib_reference import FLOAT, INT8, INT32, UINT8, Array, Case, Draw, check, run_whet, scalar
+from tests.contrib_reference import (
+    FLOAT,
+    INT8,
+    INT32,
+    UINT8,
+    Array,
+    Case,
+    Draw,
+    check,
+    run_onnxruntime,
+    run_whet,
+    scalar,
+)
 
 from whet.errors import InvalidArgument
 
@@ -495,6 +507,14 @@ def test_missing_zero_points_are_zero() -> None:
     without = run_whet("QLinearAdd", [a, scales[0], None, b, scales[1], None, scales[2]], {})[0]
     given = run_whet("QLinearAdd", [a, scales[0], zero, b, scales[1], zero, scales[2], zero], {})[0]
     np.testing.assert_array_equal(without, given)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_numbers_that_are_not_finite_saturate(dtype: Any) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 1], np.float32)
+    inputs = [x, scalar(0.5), scalar(7, dtype)]
+    expected = run_onnxruntime("QuantizeLinear", inputs, {}, (UINT8 if dtype is np.uint8 else INT8,))[0]
+    np.testing.assert_array_equal(run_whet("QuantizeLinear", inputs, {})[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.uint4, np.int16, np.uint16])

@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from whet.errors import InvalidArgument
+from whet.config import DEFAULT_LIMITS
+from whet.errors import InvalidArgument, ResourceExhausted
 
 Array: TypeAlias = npt.NDArray[Any]
 Inputs: TypeAlias = Sequence[Array | None]
@@ -159,6 +160,17 @@ def integer_range(dtype: np.dtype[Any]) -> tuple[int, int]:
 def product(extents: Sequence[int]) -> int:
     """The number of elements of a shape."""
     return math.prod(int(extent) for extent in extents)
+
+
+def expect_allocatable(shape: Sequence[int], dtype: np.dtype[Any], what: str) -> None:
+    """Raise ResourceExhausted, before anything is allocated, where a shape that inputs ask for passes the limit."""
+    size = product(shape) * dtype.itemsize
+    if size > DEFAULT_LIMITS.tensor_bytes:
+        raise ResourceExhausted(
+            f"{what} would be too large",
+            found=f"{tuple(shape)}, {size} bytes",
+            expected=f"<= {DEFAULT_LIMITS.tensor_bytes}",
+        )
 
 
 def trim(outputs: Outputs, output_count: int) -> Outputs:

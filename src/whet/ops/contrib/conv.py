@@ -164,7 +164,8 @@ def qlinear_conv(inputs: Inputs, attributes: Attributes, output_count: int) -> O
     y_scale, y_zero = required(inputs, 6, "y_scale"), required(inputs, 7, "y_zero_point")
     last = bool(integer(attributes, "channels_last", 0, least=0, most=1))
     expect_rank(x, range(3, 65), "x")
-    filters, ones = w.shape[0] if w.ndim else 0, (1,) * (x.ndim - 2)
+    expect_rank(w, x.ndim, "w")
+    filters, ones = w.shape[0], (1,) * (x.ndim - 2)
     for parameter, name in ((w_scale, "w_scale"), (w_zero, "w_zero_point")):
         if parameter.size != 1:
             expect_shape(parameter, (filters,), name)
@@ -260,7 +261,7 @@ def conv_transpose_with_dynamic_pads(inputs: Inputs, attributes: Attributes, out
     if min(pads, default=0) < 0 or any(n - pads[i] - pads[rank + i] < 1 for i, n in enumerate(full)):
         raise InvalidArgument("Pads leaves no output", value="Pads", found=pads, expected=f"less than {full}")
     filters = w.shape[1]
-    grouped = widen(x).reshape(x.shape[0], group, per_group, -1)
+    grouped = widen(x).reshape(x.shape[0], group, per_group, product(x.shape[2:]))
     canvas = np.zeros((x.shape[0], group * filters, *full), dtype=grouped.dtype)
     for tap in np.ndindex(*kernel):
         weights = widen(w)[(slice(None), slice(None), *tap)].reshape(group, per_group, filters).swapaxes(1, 2)

@@ -10,6 +10,7 @@ from whet.ops.contrib.common import (
     Attributes,
     Inputs,
     Outputs,
+    expect_allocatable,
     expect_shape,
     indices_within,
     integer,
@@ -117,7 +118,9 @@ def crop_and_resize(inputs: Inputs, attributes: Attributes, output_count: int) -
         raise InvalidArgument("crop_size must be positive", value="crop_size", found=(height, width))
     images = indices_within(batch_indices, x.shape[0], "batch_indices")
     wide = widen(x)
-    result = np.full((boxes.shape[0], x.shape[1], height, width), fill, dtype=wide.dtype)
+    shape = (boxes.shape[0], x.shape[1], height, width)
+    expect_allocatable(shape, wide.dtype, "the output")
+    result = np.full(shape, fill, dtype=wide.dtype)
     for r, (y1, x1, y2, x2) in enumerate(widen(boxes)):
         rows = _crop_positions(y1, y2, height, x.shape[2])
         columns = _crop_positions(x1, x2, width, x.shape[3])

@@ -11,6 +11,7 @@ from whet.ops.contrib.common import (
     Inputs,
     Outputs,
     axis_within,
+    expect_allocatable,
     expect_rank,
     expect_shape,
     indices_within,
@@ -91,6 +92,7 @@ def range_kernel(inputs: Inputs, attributes: Attributes, output_count: int) -> O
         raise InvalidArgument("delta must not be 0", value="delta", found=0)
     distance = float(end) - float(begin) if start.dtype.kind == "f" else int(end) - int(begin)
     count = max(int(np.ceil(distance / (float(step) if start.dtype.kind == "f" else int(step)))), 0)
+    expect_allocatable((count,), start.dtype, "the range")
     return [(begin + np.arange(count).astype(start.dtype) * step).astype(start.dtype)]
 
 

@@ -76,7 +76,12 @@ def rfft(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     """The one-sided Fourier transform over the last `signal_ndim` axes; real and imaginary part on a new last axis."""
     x = required(inputs, 0, "X")
     expect_rank(x, range(1, 65), "X")
-    spectrum = np.fft.rfftn(x, axes=_signal_axes(attributes, x.ndim))
+    axes = _signal_axes(attributes, x.ndim)
+    if min(x.shape[axis] for axis in axes) < 1:
+        raise InvalidArgument(
+            "X has no samples", value="X", found=x.shape, expected="at least 1 along each signal axis"
+        )
+    spectrum = np.fft.rfftn(x, axes=axes)
     return [np.stack([spectrum.real, spectrum.imag], axis=-1).astype(x.dtype)]
 
 
@@ -86,7 +91,12 @@ def irfft(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     expect_rank(x, range(2, 65), "X")
     expect_shape(x, (*x.shape[:-1], 2), "X")
     spectrum = x[..., 0] + 1j * x[..., 1]
-    return [np.fft.irfftn(spectrum, axes=_signal_axes(attributes, x.ndim - 1)).astype(x.dtype)]
+    axes = _signal_axes(attributes, x.ndim - 1)
+    if min(x.shape[axis] for axis in axes) < 1 or x.shape[axes[-1]] < 2:
+        raise InvalidArgument(
+            "X has too few frequencies", value="X", found=x.shape, expected="2 or more on the last axis"
+        )
+    return [np.fft.irfftn(spectrum, axes=axes).astype(x.dtype)]
 
 
 def _rotate_left(x: Array, bits: int) -> Array:

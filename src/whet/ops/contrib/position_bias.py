@@ -13,6 +13,7 @@ from whet.ops.contrib.common import (
     Attributes,
     Inputs,
     Outputs,
+    expect_allocatable,
     expect_divisible,
     expect_rank,
     expect_shape,
@@ -32,6 +33,7 @@ def relative_position_bias(inputs: Inputs, attributes: Attributes, output_count:
     furthest = integer(attributes, "max_distance", least=2)
     if query < 0 or key < 0:
         raise InvalidArgument("query_length and key_length must not be negative", found=(query, key))
+    expect_allocatable((table.shape[1], query, key), np.dtype(np.int64), "the bias")
     buckets = table.shape[0]
     relative = np.arange(key) - np.arange(query)[:, None]
     start = np.zeros_like(relative)

@@ -30,9 +30,11 @@ from whet.ops.contrib.common import (
 
 
 def quantize(x: Array, scale: Array | float, zero_point: Array | int, dtype: np.dtype[Any]) -> Array:
-    """round(x / scale) + zero_point, ties to even, saturated to the range of `dtype`."""
+    """round(x / scale) + zero_point, ties to even, saturated to the range of `dtype`; NaN gives its least value."""
     least, most = integer_range(dtype)
-    return np.clip(np.rint(x / scale) + zero_point, least, most).astype(dtype)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        steps = np.clip(np.rint(x / scale) + zero_point, least, most)
+    return np.where(np.isnan(steps), least, steps).astype(dtype)
 
 
 def dequantize(x: Array, scale: Array, zero_point: Array | None) -> Array:

@@ -17,7 +17,6 @@ from whet.ops.contrib.common import (
     optional,
     required,
     scalar,
-    widen,
 )
 from whet.ops.contrib.matmul import checked_matmul
 from whet.ops.contrib.quantized import quantize
@@ -104,11 +103,8 @@ def qgemm(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     if c is not None:
         expect_broadcast(c, sums.shape, "C")
         sums = sums + c
-    factor = (
-        widen(a_scale).reshape(-1)
-        * _columns(b_scale, right, "b_scale")
-        * a_scale.dtype.type(attributes.get("alpha", 1.0))
-    )
+    alpha = a_scale.dtype.type(attributes.get("alpha", 1.0))
+    factor = scalar(a_scale, "a_scale") * _columns(b_scale, right, "b_scale") * alpha
     result = sums.astype(a_scale.dtype) * factor
     y_scale, y_zero = optional(inputs, 7), optional(inputs, 8)
     if y_scale is None:
