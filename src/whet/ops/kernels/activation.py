@@ -82,6 +82,11 @@ def softplus(x: Array) -> Array:
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
+def softsign(x: Array) -> Array:
+    """x / (1 + |x|)."""
+    return x / (1 + np.abs(x))
+
+
 def hard_sigmoid(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     """HardSigmoid: alpha x + beta within [0, 1]."""
     alpha, beta = float(attributes.get("alpha", 0.2)), float(attributes.get("beta", 0.5))
@@ -196,6 +201,7 @@ ACTIVATIONS: dict[str, Kernel] = {
     "Selu": selu,
     "Sigmoid": _simple(sigmoid),
     "Softplus": _simple(softplus),
+    "Softsign": _simple(softsign),
     "Sqrt": _simple(np.sqrt),
     "Swish": swish,
     "Tanh": _simple(np.tanh),
