@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
-from tests.contrib_reference import FLOAT, Array, Draw, run_onnxruntime, run_whet, scalar
 
+from tests.contrib_reference import FLOAT, INT8, UINT8, Array, Draw, run_onnxruntime, run_whet, scalar
 from whet.errors import InvalidArgument
 from whet.ops.contrib.activation import erf
 
@@ -17,6 +18,26 @@ def test_erf_is_exact_to_an_ulp_of_one() -> None:
     x = np.concatenate([np.linspace(-7, 7, 20001), [np.inf, -np.inf, 0.46875, 4.0, 6.0]])
     np.testing.assert_allclose(erf(x), [math.erf(v) for v in x], rtol=0, atol=3e-16)
     assert np.isnan(erf(np.array([np.nan]))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_numbers_that_are_not_finite_saturate(dtype: Any) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 1], np.float32)
+    inputs = [x, scalar(0.5), scalar(7, dtype)]
+    expected = run_onnxruntime("QuantizeLinear", inputs, {}, (UINT8 if dtype is np.uint8 else INT8,))[0]
+    np.testing.assert_array_equal(run_whet("QuantizeLinear", inputs, {})[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.int4, ml_dtypes.uint4, np.int16, np.uint16])
+def test_other_widths_saturate_and_return(dtype: Any) -> None:
+    info = ml_dtypes.iinfo(dtype)
+    x = np.array([-1e6, -1.6, -0.5, 0.5, 1.5, 2.5, 1e6], np.float32)
+    y = run_whet("QuantizeLinear", [x, scalar(1.0), scalar(1, dtype)], {})[0]
+    assert y.dtype == dtype
+    expected = np.clip(np.array([-1e6, -1, 1, 1, 3, 3, 1e6]), info.min, info.max)
+    np.testing.assert_array_equal(y.astype(np.float64), expected)
+    back = run_whet("DequantizeLinear", [y, scalar(2.0), scalar(1, dtype)], {})[0]
+    np.testing.assert_array_equal(back, (expected - 1) * 2)
 
 
 def naive_group_norm(x: Array, gamma: Array, beta: Array, groups: int, silu: bool) -> Array:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tests import test_contrib_attention as attention
 from tests import test_contrib_closed_forms as closed_forms
 from tests import test_contrib_kernels as kernels
 from tests import test_contrib_quantized as quantized
 from tests.contrib_reference import Array, Case, Draw, run_whet
-
 from whet.errors import InvalidArgument, ResourceExhausted
 
 DERIVED = {**closed_forms.CLOSED_FORMS, **quantized.CLOSED_FORMS}
