@@ -66,7 +66,7 @@ def onnx_kernel(node: Node) -> Callable[[Sequence[Any]], Sequence[Any]]:
         arguments = [protect(x) if isinstance(x, np.ndarray) else x for x in inputs]
         while arguments and arguments[-1] is None:
             arguments.pop()
-        outputs: Sequence[Any] = instance.run(*arguments)
+        outputs: Sequence[Any] = instance.run(*arguments)  # type: ignore[no-untyped-call]
         return outputs
 
     return run

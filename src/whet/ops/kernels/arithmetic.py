@@ -93,7 +93,7 @@ def from_float(x: Array, dtype: np.dtype[Any]) -> Array:
     the low bits of the nearest int32 for narrower ones (as a conversion through int32 does).
     """
     if dtype == np.bool_:
-        return x != 0
+        return np.not_equal(x, 0)
     if dtype.itemsize < 4:
         return from_float(x, np.dtype(np.int32)).astype(dtype)
     info = np.iinfo(dtype)

@@ -101,8 +101,8 @@ def _bias(inputs: Inputs, attributes: Attributes, h: _Heads) -> Array | None:
         keep = condition if keep is None else keep & condition
     if keep is None:
         return bias
-    masked = np.where(keep, kind.type(0), kind.type(-np.inf))
-    return masked if bias is None else bias + masked
+    masked: Array = np.where(keep, kind.type(0), kind.type(-np.inf))
+    return masked if bias is None else np.add(bias, masked)
 
 
 def attention(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
@@ -169,7 +169,7 @@ def _softmax(scores: Array, dead: Array | None) -> Array:
         return scores
     kind = scores.dtype.type
     top = scores.max(axis=-1, keepdims=True)
-    y = scores - np.where(np.isneginf(top), kind(0), top)
+    y: Array = scores - np.where(np.isneginf(top), kind(0), top)
     np.exp(y, out=y)
     total = row_sum(y, -1)
     y /= np.where(total == 0, kind(1), total)

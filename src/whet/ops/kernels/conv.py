@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from whet.errors import InvalidArgument
 from whet.ops.base import Kernel
 from whet.ops.contrib.common import Array, Attributes, Inputs, Outputs, expect_shape, integer, optional, required
 from whet.ops.kernels.common import BLOCK_BYTES, back, ints, positive, spatial_padding, working
+
+Index: TypeAlias = tuple[Any, ...]
 
 _WINDOW_BYTES = 16 << 20
 """The windows of one chunk of output rows take at most about this much."""
@@ -76,7 +78,8 @@ def convolve(x: Array, w: Array, g: Geometry) -> Array:
         return np.zeros((x.shape[0], w.shape[0], *g.output), x.dtype)
     if any(p for pair in g.pads for p in pair):
         padded = np.zeros((*x.shape[:2], *(e + a + b for e, (a, b) in zip(x.shape[2:], g.pads, strict=True))), x.dtype)
-        padded[(..., *(slice(a, a + e) for e, (a, _) in zip(x.shape[2:], g.pads, strict=True)))] = x
+        inner: Index = (..., *(slice(a, a + e) for e, (a, _) in zip(x.shape[2:], g.pads, strict=True)))
+        padded[inner] = x
         x = padded
     if all(k == 1 for k in g.kernel):
         return _pointwise(x, w, g)
@@ -94,7 +97,8 @@ def tap_slices(tap: Sequence[int], g: Geometry) -> tuple[slice, ...]:
 
 
 def _pointwise(x: Array, w: Array, g: Geometry) -> Array:
-    x = x[(..., *tap_slices((0,) * len(g.kernel), g))]
+    sampled: Index = (..., *tap_slices((0,) * len(g.kernel), g))
+    x = x[sampled]
     columns = np.ascontiguousarray(x).reshape(x.shape[0], g.groups, w.shape[1], -1)
     y: Array = np.matmul(w.reshape(g.groups, -1, w.shape[1]), columns)
     return y.reshape(x.shape[0], w.shape[0], *g.output)
@@ -114,7 +118,8 @@ def _depthwise(x: Array, w: Array, g: Geometry) -> Array:
             total = y[n, part]
             scratch = np.empty_like(total)
             for position, tap in enumerate(product(*(range(k) for k in g.kernel))):
-                image = x[(n, part, *tap_slices(tap, g))][:, None]
+                index: Index = (n, part, *tap_slices(tap, g))
+                image = x[index][:, None]
                 weight = taps[part, :, position].reshape(-1, each, *ones)
                 if position == 0:
                     np.multiply(image, weight, out=total)
@@ -226,7 +231,8 @@ def requantize(total: Array, scale: Any, zero_point: Array) -> Array:
     """round(total scale) + zero point, saturated to the zero point's type."""
     info = np.iinfo(zero_point.dtype)
     shifted = np.rint(total * scale) + zero_point.reshape(()).astype(np.float64)
-    return np.clip(shifted, info.min, info.max).astype(zero_point.dtype)
+    result: Array = np.clip(shifted, info.min, info.max).astype(zero_point.dtype)
+    return result
 
 
 def conv_transpose(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
@@ -314,7 +320,9 @@ def _scatter_taps(
                 ]
                 first = where[0]
                 where[0] = slice(first.start + start * strides[0], first.stop + start * strides[0], first.step)
-                y[(n, slice(None), slice(None), *where)] += columns[(slice(None), slice(None), *tap)]
+                target: Index = (n, slice(None), slice(None), *where)
+                source: Index = (slice(None), slice(None), *tap)
+                y[target] += columns[source]
     return y
 
 

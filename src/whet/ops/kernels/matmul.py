@@ -72,9 +72,8 @@ def gemm(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
 
 
 def _scaled(x: Array, factor: float) -> Array:
-    if is_float(x.dtype):
-        return x * x.dtype.type(factor)
-    return (x * factor).astype(x.dtype)
+    scaled: Array = x * (x.dtype.type(factor) if is_float(x.dtype) else factor)
+    return back(scaled, x.dtype)
 
 
 def exact(a: Array, zero_point: Array | None, rows: bool, name: str) -> Array:

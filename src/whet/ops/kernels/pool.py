@@ -72,7 +72,8 @@ def _padded(x: Array, axes: Sequence[_Axis], fill: Any) -> Array:
     if not any(a.before or a.after for a in axes):
         return x
     result = np.full((*x.shape[:2], *(a.extent + a.before + a.after for a in axes)), fill, x.dtype)
-    result[(..., *(slice(a.before, a.before + a.extent) for a in axes))] = x
+    inner: tuple[Any, ...] = (..., *(slice(a.before, a.before + a.extent) for a in axes))
+    result[inner] = x
     return result
 
 
@@ -106,7 +107,7 @@ def max_pool(inputs: Inputs, attributes: Attributes, output_count: int) -> Outpu
     where = np.full(shape, -1, np.int64)
     positions = _positions(axes, integer(attributes, "storage_order", 0))
     for tap in product(*(range(a.kernel) for a in axes)):
-        index = (..., *(a.tap(t) for a, t in zip(axes, tap, strict=True)))
+        index: tuple[Any, ...] = (..., *(a.tap(t) for a, t in zip(axes, tap, strict=True)))
         candidate, position = padded[index], positions[index]
         better = (candidate > best) | ((where < 0) & (position >= 0))
         np.copyto(best, candidate, where=better)

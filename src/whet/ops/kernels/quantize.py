@@ -180,7 +180,8 @@ def cast(x: Array, dtype: np.dtype[Any], saturate: bool, round_mode: str = "up")
         low, high = integer_bounds(dtype)
         wide = from_float(working(x), np.dtype(np.int64)) if is_float(x.dtype) else x.astype(np.int64)
         span = high - low + 1
-        return (np.mod(wide - low, span) + low).astype(np.int8).astype(dtype)
+        wrapped: Array = (np.mod(wide - low, span) + low).astype(np.int8).astype(dtype)
+        return wrapped
     if dtype in _SATURATING:
         wide = working(x) if is_float(x.dtype) else x.astype(np.float64)
         if saturate:
@@ -249,7 +250,7 @@ def _from_text(x: Array, dtype: np.dtype[Any]) -> Array:
             ) from error
     if is_integer(dtype):
         low, high = integer_bounds(dtype)
-        for position, value in enumerate(flat):
+        for position, value in enumerate(flat.tolist()):
             whole = 0 if value != value else int(value) if abs(value) != float("inf") else (high if value > 0 else low)
             flat[position] = min(max(whole, low), high)
         return numbers.astype(np.uint64 if low == 0 else np.int64).astype(dtype)

@@ -14,10 +14,10 @@ from whet.ops.kernels.common import axes_within, back, is_float, working
 
 
 def softmax_along(x: Array, axis: int) -> Array:
-    """exp(x - max) over its sum along one axis; every step is rounded to x's type, long sums run in at least float32."""
+    """exp(x - max) over its sum along one axis; every step is rounded to x's type (see `row_sum`)."""
     if not x.size:
         return x.copy()
-    y = x - x.max(axis=axis, keepdims=True)
+    y: Array = x - x.max(axis=axis, keepdims=True)
     np.exp(y, out=y)
     y /= row_sum(y, axis)
     return y
