@@ -13,6 +13,7 @@ from whet.formats.onnx.attributes import attribute_kind, decode_attribute
 from whet.formats.onnx.checks import check_node
 from whet.formats.onnx.constants import constant_node
 from whet.formats.onnx.schemas import KNOWN_DOMAINS
+from whet.formats.onnx.strings import loose_text, require_text
 from whet.formats.onnx.tensors import TensorReader
 from whet.formats.onnx.types import decode_type
 from whet.graph import Attribute, Graph, Node, TensorType, Type, Value
@@ -86,6 +87,15 @@ class GraphBuilder:
         self._main_outputs: frozenset[str] = frozenset()
         self._functions: dict[FunctionKey, onnx.FunctionProto] = {}
         for function in functions:
+            require_text(
+                function.domain,
+                function.name,
+                function.overload,
+                *function.input,
+                *function.output,
+                *(o.domain for o in function.opset_import),
+                where="a local function",
+            )
             key = (canonical_domain(function.domain), function.name, function.overload)
             if key in self._functions:
                 raise InvalidGraph("two local functions have one name", found=_function_name(key))
@@ -95,15 +105,19 @@ class GraphBuilder:
         """The main graph, sorted."""
         if not proto.output:
             raise InvalidGraph("the graph has no outputs", expected="at least one")
+        require_text(*(o.name for o in proto.output), where="the graph's outputs")
         self._main_outputs = frozenset(o.name for o in proto.output)
         for name in self._main_outputs:
             self.names.reserve(name)
         body = _Body(self.imports, "", {}, ())
-        return self._graph(proto, _Scope(body, Graph(proto.name), proto.node, None, 0))
+        return self._graph(proto, _Scope(body, Graph(loose_text(proto.name)), proto.node, None, 0))
 
     def _graph(self, proto: onnx.GraphProto, scope: _Scope) -> Graph:
         graph = scope.graph
-        graph.doc_string = proto.doc_string
+        graph.doc_string = loose_text(proto.doc_string)
+        where = f"graph {loose_text(proto.name)}"
+        for info in (*proto.input, *proto.output):
+            require_text(info.name, where=where)
         if scope.depth > self._limits.nesting:
             raise ResourceExhausted(
                 "subgraphs are nested too deeply", expected=f"at most {self._limits.nesting} (Limits.nesting)"
@@ -140,6 +154,7 @@ class GraphBuilder:
     ) -> None:
         if not name:
             raise InvalidGraph("an initializer without a name")
+        require_text(name, where="an initializer")
         if name in scope.values:
             raise InvalidGraph("two initializers have one name", value=name)
         if dense is not None:
@@ -180,8 +195,11 @@ class GraphBuilder:
             sort(scope.graph)
 
     def _node(self, proto: onnx.NodeProto, scope: _Scope) -> None:
-        domain = canonical_domain(proto.domain)
         op_type = proto.op_type
+        inputs_outputs = (*proto.input, *proto.output)
+        if bytes in map(type, (op_type, proto.domain, proto.name, proto.overload, *inputs_outputs)):
+            require_text(op_type, proto.domain, proto.name, proto.overload, *inputs_outputs, where="a node")
+        domain = canonical_domain(proto.domain)
         self._count += 1
         if self._count > self._limits.nodes:
             raise ResourceExhausted(
@@ -224,7 +242,7 @@ class GraphBuilder:
             name=self._node_name(scope, proto.name),
         )
         if proto.metadata_props:
-            node.metadata = {e.key: e.value for e in proto.metadata_props}
+            node.metadata = {loose_text(e.key): loose_text(e.value) for e in proto.metadata_props}
         if scope.body.imports is not self.imports:
             self.versions[node] = scope.body.imports
         check_node(node, version)
@@ -242,6 +260,7 @@ class GraphBuilder:
         self, attributes: dict[str, Attribute], proto: onnx.AttributeProto, scope: _Scope, label: str
     ) -> None:
         name = proto.name
+        require_text(name, proto.ref_attr_name, where=label)
         if not name or name in attributes:
             raise InvalidGraph(
                 "two attributes have one name" if name else "an attribute without a name", node=label, value=name
@@ -264,7 +283,7 @@ class GraphBuilder:
             attributes[name] = decode_attribute(proto, kind, self._reader, label)
 
     def _subgraph(self, proto: onnx.GraphProto, scope: _Scope) -> Graph:
-        return self._graph(proto, _Scope(scope.body, Graph(proto.name), proto.node, scope, scope.depth + 1))
+        return self._graph(proto, _Scope(scope.body, Graph(loose_text(proto.name)), proto.node, scope, scope.depth + 1))
 
     def _expand(
         self, function: onnx.FunctionProto, key: FunctionKey, call: onnx.NodeProto, scope: _Scope, label: str

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import onnx
 
 from whet.formats.onnx.wire import Payloads, restore
@@ -9,14 +12,17 @@ from whet.formats.onnx.write import Writer
 from whet.graph import Model, TensorData
 
 
-def to_bytes_detached(model: Model) -> tuple[bytes, dict[str, TensorData]]:
-    """The model serialized with external references in place of its large constants, and those constants by name.
+def to_bytes_detached(model: Model, opsets: Mapping[str, int] | None = None) -> tuple[bytes, dict[str, TensorData]]:
+    """The model with external references in place of its large constants, and those constants by name.
 
-    Constants of 1 KiB and more are left out. The references name no file: the reader must be given every listed
-    tensor. The model is not changed. Raises InvalidGraph as `to_proto` does.
+    `opsets` fixes the version of each domain, by default chosen as `to_proto` does. Constants of 1 KiB and more are
+    left out. The references name no file: the reader must be given every listed tensor. The model is not changed.
+    Raises InvalidGraph as `to_proto` does.
     """
     payloads = Payloads()
-    writer = Writer(model, None, payloads)
+    if opsets is not None:
+        model = replace(model, opset_imports={**model.opset_imports, **opsets})
+    writer = Writer(model, None if opsets is None else opsets.get(""), payloads)
     proto = writer.model()
     by_name = {name: value.data for value, name in writer.constants.items()}
     detached: dict[str, TensorData] = {}

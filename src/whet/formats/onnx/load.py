@@ -15,6 +15,7 @@ from whet.formats.onnx.build import GraphBuilder, canonical_domain
 from whet.formats.onnx.external import ExternalData
 from whet.formats.onnx.schemas import NEWEST_OPSET
 from whet.formats.onnx.source import Source, open_source
+from whet.formats.onnx.strings import loose_text, require_text
 from whet.formats.onnx.tensors import TensorReader
 from whet.formats.onnx.upgrade import upgrade
 from whet.formats.onnx.wire import Payloads, lift
@@ -44,10 +45,6 @@ def load_model(
         if error.file is None:
             error.file = opened.path
         raise
-    except UnicodeDecodeError as error:
-        raise InvalidProtobuf(
-            "a name in the model is not UTF-8 text", file=opened.path, found=bytes(error.object[:80])
-        ) from error
 
 
 def from_text(text: str, limits: Limits = DEFAULT_LIMITS, *, as_inputs: frozenset[str] = frozenset()) -> Model:
@@ -89,12 +86,12 @@ def build_model(
         graph=graph,
         opset_imports=imports,
         ir_version=proto.ir_version,
-        producer_name=proto.producer_name,
-        producer_version=proto.producer_version,
-        domain=proto.domain,
+        producer_name=loose_text(proto.producer_name),
+        producer_version=loose_text(proto.producer_version),
+        domain=loose_text(proto.domain),
         model_version=proto.model_version,
-        doc_string=proto.doc_string,
-        metadata={entry.key: entry.value for entry in proto.metadata_props},
+        doc_string=loose_text(proto.doc_string),
+        metadata={loose_text(entry.key): loose_text(entry.value) for entry in proto.metadata_props},
         path=source.path,
         names=builder.names,
     )
@@ -122,6 +119,7 @@ def opset_imports(entries: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     """Domain to version. Raises InvalidGraph for a version that onnx does not have, or two of one domain."""
     imports: dict[str, int] = {}
     for entry in entries:
+        require_text(entry.domain, where="an opset import")
         domain, version = canonical_domain(entry.domain), int(entry.version)
         if imports.setdefault(domain, version) != version:
             raise InvalidGraph(

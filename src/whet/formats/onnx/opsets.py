@@ -42,6 +42,16 @@ _SAME_MEANING_SINCE: dict[str, int] = {
     "Softmax": 13,
 }
 
+# The opset from which on an attribute may have a value that its type alone does not rule out before.
+_VALUE_SINCE: dict[tuple[str, str], dict[str, int]] = {
+    ("Pad", "mode"): {"wrap": 19},
+    ("Resize", "coordinate_transformation_mode"): {"half_pixel_symmetric": 19},
+    ("ScatterElements", "reduction"): {"max": 18, "min": 18},
+    ("ScatterND", "reduction"): {"max": 18, "min": 18},
+}
+_FLOAT_MOD_SINCE = 28
+"""Mod of floating-point numbers with the divisor's sign."""
+
 # The IR version from which on a model may hold each element type.
 _TYPE_IR: dict[str, int] = {
     "float8e4m3fn": 9, "float8e4m3fnuz": 9, "float8e5m2": 9, "float8e5m2fnuz": 9, "uint4": 10, "int4": 10,
@@ -73,7 +83,7 @@ def attributes_at(node: Node, version: int) -> dict[str, Attribute] | Misfit:
         return node.attributes
     if not node.domain and version < _SAME_MEANING_SINCE.get(node.op_type, 0):
         return Misfit(f"it has its present meaning since opset {_SAME_MEANING_SINCE[node.op_type]}")
-    misfit = _arity(node, then) or _types(node, then)
+    misfit = _arity(node, then) or _types(node, then) or _values(node, version)
     return misfit or _attributes(node, now, then)
 
 
@@ -101,6 +111,18 @@ def _types(node: Node, then: Signature) -> Misfit | None:
             text = _type_text(value)
             if text is not None and allowed is not None and text not in allowed:
                 return Misfit(f"it does not take {text} there")
+    return None
+
+
+def _values(node: Node, version: int) -> Misfit | None:
+    for name, value in node.attributes.items():
+        since = _VALUE_SINCE.get((node.op_type, name), {})
+        if isinstance(value, str) and version < since.get(value, 0):
+            return Misfit(f"its {name} can be {value!r} since opset {since[value]}")
+    if node.op_type == "Mod" and not node.int_attr("fmod", 0) and version < _FLOAT_MOD_SINCE:
+        kind = node.output.type
+        if isinstance(kind, TensorType) and kind.dtype is not None and kind.dtype.is_float:
+            return Misfit(f"it takes floats with fmod=0 since opset {_FLOAT_MOD_SINCE}")
     return None
 
 

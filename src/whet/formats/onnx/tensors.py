@@ -14,6 +14,7 @@ from whet.config import Limits
 from whet.dtypes import DType
 from whet.errors import InvalidGraph, NotImplemented, ResourceExhausted
 from whet.formats.onnx.external import ExternalData
+from whet.formats.onnx.strings import require_text
 from whet.formats.onnx.types import element_type
 from whet.formats.onnx.wire import LIFT_BYTES, Payloads
 from whet.graph.tensor import Array, TensorData
@@ -133,6 +134,7 @@ class TensorReader:
             raise InvalidGraph("strings as external data", value=name, expected="string_data")
         if typed or proto.raw_data:
             raise InvalidGraph("a tensor with both external and embedded data", value=name, expected="one of them")
+        require_text(*(text for e in proto.external_data for text in (e.key, e.value)), where=name)
         entries = {e.key: e.value for e in proto.external_data}
         nbytes = dtype.storage_bytes(math.prod(shape))
         return self._raw(dtype, shape, self._external.read(entries, nbytes, name), name)

@@ -7,6 +7,7 @@ import onnx
 from whet import dtypes
 from whet.dtypes import DType
 from whet.errors import InvalidGraph
+from whet.formats.onnx.strings import loose_text
 from whet.graph.dims import Dim, Shape, symbol
 from whet.graph.types import MapType, OptionalType, SequenceType, TensorType, Type
 
@@ -77,7 +78,7 @@ def _decode_dim(proto: onnx.TensorShapeProto.Dimension) -> Dim:
         # Exporters write -1 (and other negatives) for "not known".
         return int(proto.dim_value) if proto.dim_value >= 0 else None
     if kind == "dim_param" and proto.dim_param:
-        return symbol(proto.dim_param)
+        return symbol(loose_text(proto.dim_param))
     return None
 
 
