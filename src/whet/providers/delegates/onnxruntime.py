@@ -12,7 +12,7 @@ from typing import Any
 from whet import dtypes
 from whet.errors import EPFail, InvalidArgument, RuntimeException, shorten
 from whet.formats.onnx.detached import to_bytes_detached
-from whet.graph import Graph, Model, Node, TensorData, TensorType, Value, copy_model
+from whet.graph import Graph, Model, Node, TensorType, Value, copy_model
 from whet.passes.base import Pass
 from whet.passes.export import lower_for_onnxruntime
 from whet.providers.base import (
@@ -27,6 +27,7 @@ from whet.providers.base import (
     Subgraph,
 )
 from whet.providers.delegates.genuine import real_onnxruntime
+from whet.providers.delegates.onnxruntime_limits import limit
 from whet.providers.delegates.onnxruntime_options import CPU, LEVELS, DelegateOptions
 from whet.providers.delegates.onnxruntime_values import (
     PLAIN,
@@ -38,10 +39,10 @@ from whet.providers.delegates.onnxruntime_values import (
     ort_value,
     weight_value,
 )
+from whet.providers.delegates.opset import OpsetChoice
 from whet.providers.delegates.parts import NoOutputs, part_name
 from whet.providers.delegates.probe import (
     Verdicts,
-    first_refusal,
     nodes_of,
     single_node_model,
     tensor_types,
@@ -96,6 +97,7 @@ class OnnxRuntimeDelegate:
         self._options = DelegateOptions(options or {}, provider)
         self._libraries = tuple(custom_op_libraries)
         self._verdicts = Verdicts()
+        self._opsets = OpsetChoice()
         self._containers: tuple[Graph, bool] | None = None
         self._try_options()
 
@@ -107,7 +109,11 @@ class OnnxRuntimeDelegate:
         if exotic(v.type for v in node.outputs) and self._has_containers(graph):
             # Such results come as OrtValues only, and sequences do not.
             return Refuse("ONNX Runtime's Python interface cannot give this element type beside sequences or maps")
-        return self._verdicts.get(node, lambda: first_refusal((self._known_limits(node), self._probe(node))))
+        limited = self._known_limits(node)
+        if limited is not None:
+            return limited
+        opsets = self._opsets.of(graph)
+        return self._verdicts.get(node, tuple(opsets.items()), lambda: self._probe(node, opsets))
 
     def passes(self, level: Level) -> tuple[Pass, ...]:
         """None: ONNX Runtime optimizes its part itself, up to the session's level."""
@@ -125,7 +131,7 @@ class OnnxRuntimeDelegate:
         settings.use_deterministic_compute = env.deterministic
         self._options.apply(settings)
         try:
-            session, weights = self._session(model, settings)
+            session, weights = self._session(model, settings, self._opsets.of(_origin(subgraph)))
         except Exception as error:
             raise EPFail(
                 f"{self.name} cannot compile a part of the model", file=env.model_path, node=name, found=_message(error)
@@ -144,13 +150,12 @@ class OnnxRuntimeDelegate:
             self._containers = (graph, any(is_container(v.type) for v in values))
         return self._containers[1]
 
-    def _known_limits(self, node: Node) -> Claim | None:
+    def _known_limits(self, node: Node) -> Refuse | None:
         """What ONNX Runtime accepts and then answers wrongly, or dies of."""
         for inner in nodes_of(node):
-            if inner.op in ("Div", "Mod") and _may_overflow(inner):
-                return Refuse(
-                    f"ONNX Runtime stops the process when integer {inner.op_type} divides the smallest integer by -1"
-                )
+            reason = limit(inner)
+            if reason is not None:
+                return Refuse(reason)
         for value in values_of(node):
             for declared in tensor_types(value.type):
                 if declared.sparse:
@@ -163,7 +168,7 @@ class OnnxRuntimeDelegate:
                     return Refuse(f"{value.type} does not pass through ONNX Runtime's Python interface")
         return None
 
-    def _probe(self, node: Node) -> Claim:
+    def _probe(self, node: Node, opsets: dict[str, int]) -> Claim:
         if not any(v.name for v in node.outputs):
             return Refuse("the node has no output")
         settings = self._session_options(1, "ORT_DISABLE_ALL")
@@ -173,7 +178,7 @@ class OnnxRuntimeDelegate:
         try:
             model = single_node_model(node)
             lower_for_onnxruntime(model, fuse=False)
-            self._session(model, settings)
+            self._session(model, settings, opsets)
         except Exception as error:
             return Refuse(shorten(_message(error), 200))
         return Accept()
@@ -184,7 +189,7 @@ class OnnxRuntimeDelegate:
             return
         settings = self._session_options(1, "ORT_DISABLE_ALL")
         try:
-            session, _ = self._session(_identity_model(), settings)
+            session, _ = self._session(_identity_model(), settings, {"": 17})
         except Exception as error:
             raise InvalidArgument(
                 f"ONNX Runtime refuses the options of {self.name}",
@@ -213,9 +218,9 @@ class OnnxRuntimeDelegate:
             settings.register_custom_ops_library(library)
         return settings
 
-    def _session(self, model: Model, settings: Any) -> tuple[Any, list[Any]]:
+    def _session(self, model: Model, settings: Any, opsets: dict[str, int]) -> tuple[Any, list[Any]]:
         """A session of `model`, and the OrtValues over the weights that it reads in place."""
-        message, detached = to_bytes_detached(model)
+        message, detached = to_bytes_detached(model, opsets)
         names = list(detached)
         weights = [weight_value(detached[name], self._ort) for name in names]
         if names:
@@ -285,28 +290,14 @@ class _Part:
         return RuntimeException(f"a node failed in {self._provider}", node=node, found=text)
 
 
-def _may_overflow(node: Node) -> bool:
-    """Whether this integer division may meet the smallest integer and -1."""
-    dividend, divisor = node.input(0), node.input(1)
-    if dividend is None or divisor is None or not isinstance(divisor.type, TensorType):
-        return False
-    if divisor.type.dtype not in (dtypes.INT32, dtypes.INT64):
-        return False
-    if divisor.data is not None:
-        return _contains(divisor.data, -1)
-    if dividend.data is not None:
-        assert divisor.type.dtype is not None
-        return _contains(dividend.data, -(2 ** (divisor.type.dtype.bits - 1)))
-    # Extents are not negative.
-    return dividend.symbolic is None and divisor.symbolic is None
-
-
-def _contains(data: TensorData, number: int) -> bool:
-    return bool((data.numpy() == number).any())
-
-
 def _message(error: Exception) -> str:
     return shorten(_PREFIX.sub("", str(error)).strip() or type(error).__name__, 600)
+
+
+def _origin(subgraph: Subgraph) -> Graph:
+    """The graph that the part was cut from."""
+    graph = subgraph.nodes[0].graph if subgraph.nodes else None
+    return graph if graph is not None else subgraph.graph
 
 
 def _identity_model() -> Model:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from whet.graph import Graph, MapType, Model, Node, OptionalType, SequenceType, TensorData, TensorType, Value, extract
 from whet.graph.types import Type
-from whet.providers.base import Accept, Claim, Refuse
+from whet.providers.base import Claim, Refuse
 
 VERDICTS = 4096
 """How many answers a delegate remembers."""
@@ -23,9 +23,9 @@ class Verdicts:
         self._limit = limit
         self._known: OrderedDict[object, Claim] = OrderedDict()
 
-    def get(self, node: Node, ask: Callable[[], Claim]) -> Claim:
-        """The claim for a node like this one: remembered, or what `ask` says now."""
-        key = signature(node)
+    def get(self, node: Node, context: object, ask: Callable[[], Claim]) -> Claim:
+        """The claim for a node like this one in a like `context`: remembered, or what `ask` says now."""
+        key = (signature(node), context)
         found = self._known.get(key)
         if found is None:
             found = ask()
@@ -161,11 +161,6 @@ def tensor_types(declared: Type | None) -> Iterable[TensorType]:
         yield from tensor_types(declared.element)
     elif isinstance(declared, MapType):
         yield from tensor_types(declared.value)
-
-
-def first_refusal(claims: Iterable[Claim | None]) -> Claim:
-    """The first refusal, or Accept."""
-    return next((c for c in claims if isinstance(c, Refuse)), Accept())
 
 
 def _is_known(declared: Type | None) -> bool:
