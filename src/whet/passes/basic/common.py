@@ -81,8 +81,8 @@ def uniform(value: Value | None) -> Any | None:
         return fill.scalar() if isinstance(fill, TensorData) and fill.size == 1 else 0.0
     if node is not None and node.op == "Mul":
         factors = [uniform(v) for v in node.inputs]
-        zero = any(f == 0 for f in factors) and all(f is not None and math.isfinite(f) for f in factors)
-        return factors[0] * factors[1] if zero else None
+        numbers = [f for f in factors if f is not None and math.isfinite(f)]
+        return math.prod(numbers) if len(numbers) == len(factors) and 0 in numbers else None
     data = value.data
     if data is None or not 0 < data.size <= _UNIFORM_ELEMENTS or not _is_real(data):
         return None

@@ -153,12 +153,12 @@ def _fold(
 def _channels(linear: Node, weight: Array) -> int | None:
     """How many output channels the weight makes."""
     if linear.op == "Conv":
-        return weight.shape[0]
+        return int(weight.shape[0])
     if linear.op == "ConvTranspose":
-        return weight.shape[1] * linear.int_attr("group", 1)
+        return int(weight.shape[1]) * linear.int_attr("group", 1)
     if weight.ndim != 2:
         return None
-    return weight.shape[0 if linear.op == "Gemm" and linear.int_attr("transB", 0) else 1]
+    return int(weight.shape[0 if linear.op == "Gemm" and linear.int_attr("transB", 0) else 1])
 
 
 def _along_channels(linear: Node, weight: Array, scale: Array) -> Array:
