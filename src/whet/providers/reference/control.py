@@ -43,6 +43,7 @@ def _bind_loop(node: Node, bodies: Mapping[str, Body], widen: bool) -> Call:
     given = len(node.inputs)
     state_count = max(given - 2, 0)
     scanned = graph.outputs[1 + state_count :]
+    _expect_outputs(node, state_count + len(scanned))
 
     def call(inputs: Sequence[Any], run: Run) -> list[Any]:
         captured = inputs[given:]
@@ -78,6 +79,7 @@ def _bind_scan(node: Node, bodies: Mapping[str, Body], widen: bool) -> Call:
             expected=f"within [1, {given}]",
         )  # fmt: skip
     scanned = graph.outputs[state_count:]
+    _expect_outputs(node, state_count + len(scanned))
     in_axes = node.ints_attr("scan_input_axes", (0,) * scan_count)
     in_back = node.ints_attr("scan_input_directions", (0,) * scan_count)
     out_axes = node.ints_attr("scan_output_axes", (0,) * len(scanned))
@@ -221,6 +223,16 @@ def _body(node: Node, bodies: Mapping[str, Body], name: str) -> Body:
     if body is None:
         raise InvalidGraph(f"attribute {name} is missing", node=node.label, expected="a graph")
     return body
+
+
+def _expect_outputs(node: Node, made: int) -> None:
+    if len(node.outputs) > made:
+        raise InvalidGraph(
+            "the node has more outputs than its body makes",
+            node=node.label,
+            found=len(node.outputs),
+            expected=f"at most {made}",
+        )
 
 
 def _outputs(node: Node, results: list[Any]) -> list[Any]:
