@@ -130,9 +130,9 @@ def _fold(
     with np.errstate(all="ignore"):
         new_weight = weight * _along_channels(linear, weight, scale)
         new_bias = shift if bias is None else beta * bias * scale + shift
-    dtype = dtype_of(linear.input(1))
-    assert dtype is not None
-    made = [a.astype(dtype.numpy) for a in (new_weight, new_bias)]
+        dtype = dtype_of(linear.input(1))
+        assert dtype is not None
+        made = [a.astype(dtype.numpy) for a in (new_weight, new_bias)]
     if not all(np.isfinite(a.astype(np.float64)).all() for a in made):
         context.refuse(rewrite, node, f"the folded weights do not fit {dtype}")
         return None
