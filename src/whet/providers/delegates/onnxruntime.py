@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from whet import dtypes
 from whet.errors import EPFail, InvalidArgument, RuntimeException, shorten
 from whet.formats.onnx.detached import to_bytes_detached
-from whet.graph import Graph, Model, Node, TensorType, Value, copy_model
+from whet.graph import Graph, Model, Node, TensorType, copy_model
 from whet.passes.base import Pass
 from whet.passes.export import lower_for_onnxruntime
 from whet.providers.base import (
@@ -40,7 +39,7 @@ from whet.providers.delegates.onnxruntime_values import (
     weight_value,
 )
 from whet.providers.delegates.opset import OpsetChoice
-from whet.providers.delegates.parts import NoOutputs, part_name
+from whet.providers.delegates.parts import NoOutputs, identity_model, origin, part_name
 from whet.providers.delegates.probe import (
     Verdicts,
     nodes_of,
@@ -131,7 +130,7 @@ class OnnxRuntimeDelegate:
         settings.use_deterministic_compute = env.deterministic
         self._options.apply(settings)
         try:
-            session, weights = self._session(model, settings, self._opsets.of(_origin(subgraph)))
+            session, weights = self._session(model, settings, self._opsets.of(origin(subgraph)))
         except Exception as error:
             raise EPFail(
                 f"{self.name} cannot compile a part of the model", file=env.model_path, node=name, found=_message(error)
@@ -189,7 +188,7 @@ class OnnxRuntimeDelegate:
             return
         settings = self._session_options(1, "ORT_DISABLE_ALL")
         try:
-            session, _ = self._session(_identity_model(), settings, {"": 17})
+            session, _ = self._session(identity_model(), settings, {"": 17})
         except Exception as error:
             raise InvalidArgument(
                 f"ONNX Runtime refuses the options of {self.name}",
@@ -292,18 +291,3 @@ class _Part:
 
 def _message(error: Exception) -> str:
     return shorten(_PREFIX.sub("", str(error)).strip() or type(error).__name__, 600)
-
-
-def _origin(subgraph: Subgraph) -> Graph:
-    """The graph that the part was cut from."""
-    graph = subgraph.nodes[0].graph if subgraph.nodes else None
-    return graph if graph is not None else subgraph.graph
-
-
-def _identity_model() -> Model:
-    kind = TensorType(dtypes.FLOAT32, (1,))
-    graph = Graph("options")
-    graph.inputs = [Value("x", kind)]
-    graph.append(Node("Identity", graph.inputs, [Value("y", kind)]))
-    graph.set_outputs(node.output for node in graph)
-    return Model(graph=graph, opset_imports={"": 1})

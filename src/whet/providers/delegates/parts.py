@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from whet import dtypes
+from whet.graph import Graph, Model, Node, TensorType, Value
 from whet.providers.base import RunState, Subgraph
 from whet.runtime.values import RuntimeValue
 
@@ -24,3 +26,19 @@ def part_name(subgraph: Subgraph) -> str:
     if len(nodes) == 1:
         return nodes[0].label
     return f"{nodes[0].label} to {nodes[-1].label}, {len(nodes)} nodes"
+
+
+def origin(subgraph: Subgraph) -> Graph:
+    """The graph that the part was cut from."""
+    graph = subgraph.nodes[0].graph if subgraph.nodes else None
+    return graph if graph is not None else subgraph.graph
+
+
+def identity_model() -> Model:
+    """The smallest model, on which a library checks options."""
+    kind = TensorType(dtypes.FLOAT32, (1,))
+    graph = Graph("options")
+    graph.inputs = [Value("x", kind)]
+    graph.append(Node("Identity", graph.inputs, [Value("y", kind)]))
+    graph.set_outputs(node.output for node in graph)
+    return Model(graph=graph, opset_imports={"": 1})
