@@ -24,6 +24,10 @@ FunctionKey = tuple[str, str, str]
 """Domain, name and overload of a local function."""
 
 
+_COUNTED_OUTPUTS = frozenset({"If", "Loop", "Scan", "Split"})
+"""Operators to which the number of outputs matters, read or not."""
+
+
 def canonical_domain(domain: str) -> str:
     """ONNX's own domain has two spellings; the graph uses the empty one."""
     return "" if domain == "ai.onnx" else domain
@@ -231,7 +235,7 @@ class GraphBuilder:
             self._constant(proto, attributes, scope, label)
             return
         outputs = list(proto.output)
-        while outputs and not outputs[-1]:
+        while outputs and not outputs[-1] and (domain or op_type not in _COUNTED_OUTPUTS):
             outputs.pop()
         node = Node(
             op_type,
