@@ -132,6 +132,14 @@ def test_a_residual_after_a_normalization_is_no_bias() -> None:
     assert ops(run_passes(proto, *EXTENDED_PASSES)) == {"LayerNormalization": 1, "Add": 1}
 
 
+def test_a_scale_stays_outside_when_others_read_the_normalization() -> None:
+    body = "n=LayerNormalization(x,ones)\ny=Mul(n,scale)\nz=Neg(n)"
+    proto = build("float[2,5,8] x", "float[2,5,8] y, float[2,5,8] z", body, ones=np.ones(8, F), **BASE)
+    model = run_passes(proto, *EXTENDED_PASSES)
+    assert ops(model) == {"LayerNormalization": 1, "Mul": 1, "Neg": 1}
+    assert_same(proto, model, {"x": X}, **TOLERANCE)
+
+
 def test_a_scale_after_a_bias_stays() -> None:
     body = "n=LayerNormalization(x,ones,bias)\ny=Mul(n,scale)"
     proto = build("float[2,5,8] x", "float[2,5,8] y", body, ones=np.ones(8, F), **BASE)
@@ -211,8 +219,9 @@ def test_group_norm_keeps_a_scale_per_group() -> None:
         {"to3": np.array([2, -1, 70], np.int64)},
         {"to3": np.array([3, 2, -1], np.int64), "ones": np.ones(2, F), "zeros": np.zeros(2, F)},
         {"back": np.array([2, 6, 7, 5], np.int64)},
+        {"to3": np.array([0, 5, -1], np.int64), "ones": np.ones(5, F), "zeros": np.zeros(5, F)},
     ],
-    ids=["groups unknown", "batch split", "another shape"],
+    ids=["groups unknown", "batch split", "another shape", "groups that cut channels"],
 )
 def test_group_norm_near_misses(change: dict[str, Any]) -> None:
     constants = {**GROUP, **change}
@@ -288,13 +297,19 @@ def test_softmax(body: str, op: str) -> None:
     [
         SHIFT + "z=ReduceSum(e,other)\ny=Div(e,z)",
         SHIFT + "z=ReduceSum<keepdims: int=0>(e,first)\ny=Div(e,z)",
+        "e=Exp(x)\nz=ReduceSum(e,both)\ny=Div(e,z)",
         SHIFT + "f=Exp(x)\nz=ReduceSum(f,last)\ny=Div(e,z)",
         "e=Exp(x)\nz=ReduceMean(e,last)\ny=Div(e,z)",
         "e=Exp(x)\nz=ReduceSum(e,last)\ny=Div(z,e)",
     ],
 )
 def test_softmax_near_misses(body: str) -> None:
-    constants = {"last": LAST, "other": np.array([1], np.int64), "first": np.array([0], np.int64)}
+    constants = {
+        "last": LAST,
+        "other": np.array([1], np.int64),
+        "both": np.array([1, 2], np.int64),
+        "first": np.array([0], np.int64),
+    }
     proto = build("float[2,5,8] x", "float[2,5,8] y", body, **constants)
     model = run_passes(proto, *EXTENDED_PASSES)
     assert "Softmax" not in ops(model)

@@ -175,13 +175,13 @@ class Scalar(Pattern):
 
 
 class Op(Pattern):
-    """The output at `output` of a node of operator `op`. `inputs` beyond the pattern's must be absent.
+    """The first output of a node of operator `op`. Inputs beyond the pattern's must be absent.
 
     `name` binds the node. `shared` nodes may have readers outside the match and are then left standing. Attributes
     that are given must be equal on the node (`None`: absent).
     """
 
-    __slots__ = ("attributes", "inputs", "name", "op", "open", "output", "shared")
+    __slots__ = ("attributes", "inputs", "name", "op", "shared")
 
     def __init__(
         self,
@@ -189,17 +189,13 @@ class Op(Pattern):
         inputs: Sequence[Operand | None],
         *,
         name: str = "",
-        output: int = 0,
         shared: bool = False,
-        open_ended: bool = False,
         attributes: Mapping[str, Attribute | None] | None = None,
     ) -> None:
         self.op = op
         self.inputs = tuple(None if p is None else pattern(p) for p in inputs)
         self.name = name
-        self.output = output
         self.shared = shared
-        self.open = open_ended
         self.attributes = dict(attributes or {})
 
     def roots(self) -> frozenset[str]:
@@ -213,15 +209,15 @@ class Op(Pattern):
         if node is None or node.graph is not state.graph or node.op_type != self.op.rpartition(".")[2]:
             state.fail(value, " is not made by ", self.op)
             return
-        if node.op != self.op or value.output_index != self.output:
-            state.fail(value, " is not output ", self.output, " of ", self.op)
+        if node.op != self.op or value.output_index != 0:
+            state.fail(value, " is not the first output of ", self.op)
             return
         for name, expected in self.attributes.items():
             if node.attributes.get(name) != expected:
                 state.fail(node.label, " has ", name, "=", node.attributes.get(name), ", expected ", expected)
                 return
         pairs: list[tuple[Pattern, Value]] = []
-        for index in range(max(len(self.inputs), 0 if self.open else len(node.inputs))):
+        for index in range(max(len(self.inputs), len(node.inputs))):
             wanted = self.inputs[index] if index < len(self.inputs) else None
             found = node.input(index)
             if (wanted is None) != (found is None):
@@ -417,11 +413,6 @@ def clip(x: Operand, low: Number, high: Number) -> Pattern:
     if low == 0:
         below = below | commutative("Min", op("Relu", x), high)
     return op("Clip", x, low, high) | below
-
-
-def maybe_cast(x: Operand) -> Pattern:
-    """`x`, or `x` converted to another type."""
-    return pattern(x) | op("Cast", x)
 
 
 @dataclass(frozen=True, slots=True)
