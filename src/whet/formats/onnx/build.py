@@ -25,7 +25,7 @@ FunctionKey = tuple[str, str, str]
 
 
 _COUNTED_OUTPUTS = frozenset({"If", "Loop", "Scan", "Split"})
-"""Operators to which the number of outputs matters, read or not."""
+"""Operators to which the number of outputs matters. Outputs left out get names: some readers crash without."""
 
 
 def canonical_domain(domain: str) -> str:
@@ -235,7 +235,9 @@ class GraphBuilder:
             self._constant(proto, attributes, scope, label)
             return
         outputs = list(proto.output)
-        while outputs and not outputs[-1] and (domain or op_type not in _COUNTED_OUTPUTS):
+        if not domain and op_type in _COUNTED_OUTPUTS:
+            outputs = [name or self.names.fresh(f"{op_type}_unread") for name in outputs]
+        while outputs and not outputs[-1]:
             outputs.pop()
         node = Node(
             op_type,
