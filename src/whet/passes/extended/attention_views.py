@@ -66,6 +66,12 @@ def peel(view: View, *, scales: bool = True) -> View:
                 return view
             view = replace(view, base=node.inputs[0])
             continue
+        if node.op == "Reshape":
+            split = _split_heads(view)
+            if split is None:
+                return view
+            view = split
+            continue
         scaled = constant_scale(node) if scales else None
         if scaled is None or scaled[0].shape is None or len(scaled[0].shape) != len(view.perm):
             return view
@@ -83,6 +89,20 @@ def lift(view: View) -> View | None:
     if not same_dims(source.shape[2:], merged[1:]) or not same(product(source.shape[:2]), merged[0]):
         return None
     return View(source, (0, 1, view.perm[1] + 1, view.perm[2] + 1), view.factor)
+
+
+def _split_heads(view: View) -> View | None:
+    """A view of (batch, heads, ...) split from batch * heads, when both were merged from such a value before."""
+    node, shape = view.base.producer, view.base.shape
+    merged = node.inputs[0] if node is not None else None
+    if merged is None or merged.shape is None or shape is None or len(merged.shape) != 3 or len(shape) != 4:
+        return None
+    if not same_dims(merged.shape[1:], shape[2:]):
+        return None
+    inner = lift(peel(View(merged, (0, 1, 2)), scales=False))
+    if inner is None or inner.shape is None or not same_dims(inner.shape, shape):
+        return None
+    return replace(inner, perm=tuple(inner.perm[axis] for axis in view.perm), factor=view.factor)
 
 
 def constant_scale(node: Node) -> tuple[Value, float] | None:

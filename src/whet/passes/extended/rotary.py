@@ -8,24 +8,32 @@ from whet import dtypes
 from whet.graph import Attribute, Node, Patch, Value
 from whet.graph.dims import Shape, product
 from whet.passes.base import NodePass, PassContext, producer
-from whet.passes.extended.attention_views import HEADS_INNER, Builder, same, same_dims
+from whet.passes.extended.attention_views import HEADS_INNER, IDENTITY, Builder, same, same_dims
 from whet.passes.extended.rotary_angles import Angles, angles_of
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
-    """One of the two halves of the last axis of `source`: the first or second, or every second column."""
+class Columns:
+    """Columns of the last axis of `root`: `count` of them from `start`, every `step`-th."""
 
-    source: Value
-    second: bool
-    interleaved: bool
+    root: Value
+    start: int
+    step: int
+    count: int
+
+    def half(self, *, second: bool, interleaved: bool) -> Columns:
+        """The first or second half; interleaved: the even or odd columns."""
+        half = self.count // 2
+        if interleaved:
+            return Columns(self.root, self.start + second * self.step, self.step * 2, half)
+        return Columns(self.root, self.start + second * half * self.step, self.step, half)
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """`source` rotated by angles whose cosines and sines are given, for the whole width or for half of it."""
+    """Columns rotated by angles whose cosines and sines are given, for the whole width or for half of it."""
 
-    source: Value
+    source: Columns
     cos: Value
     sin: Value
     interleaved: bool
@@ -43,55 +51,61 @@ class FuseRotary(NodePass):
         rotation = _READERS[node.op](node)
         if rotation is None:
             return None
-        builder = Builder()
-        shape = rotation.source.shape
-        if shape is None or len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
+        whole = rotation.source.root.shape
+        if whole is None or len(whole) != 4 or rotation.source.count % 2 or rotation.source.step != 1:
             context.refuse(self.name, node, "the rotated value has no rank of 4 or no even last extent")
             return None
+        shape = (*whole[:3], rotation.source.count)
         heads_axis = _heads_axis(rotation, shape)
         if heads_axis is None:
             context.refuse(self.name, node, "the angles are not one row a position, the same for all heads")
             return None
+        builder = Builder()
         caches: list[Value] = []
         for table in (rotation.cos, rotation.sin):
-            angles = angles_of(table, heads_axis, shape, rotation.repeated, rotation.interleaved)
+            angles = angles_of(table, heads_axis, rotation.repeated, rotation.interleaved)
             if isinstance(angles, str):
                 context.refuse(self.name, node, angles)
                 return None
-            caches.append(_cache(angles, rotation.source, builder))
+            caches.append(_cache(angles, rotation.source.root, builder))
         return _patch(node, rotation, heads_axis, caches, builder)
 
 
 def _patch(node: Node, rotation: Rotation, heads_axis: int, caches: list[Value], builder: Builder) -> Patch:
-    source, anchor, width = rotation.source, node, 0
-    partial = _partial(node, rotation.source)
-    if partial is not None:
-        source, anchor = partial
-        assert rotation.source.shape is not None
-        extent = rotation.source.shape[3]
-        assert isinstance(extent, int)
-        width = extent
+    columns, anchor = rotation.source, node
     attributes: dict[str, Attribute] = {"interleaved": int(rotation.interleaved)}
-    if width:
-        attributes["rotary_embedding_dim"] = width
-    shape = source.shape
-    assert shape is not None
-    inner = source if heads_axis == 2 else _before_transpose(source)
+    partial = _partial(node, columns)
+    if partial is not None:
+        attributes["rotary_embedding_dim"] = columns.count
+        columns, anchor = partial
+    root = columns.root
+    inner = root if heads_axis == 2 else _before_transpose(root)
     if inner is not None and inner.shape is not None and isinstance(inner.shape[2], int):
-        heads, size = inner.shape[2], inner.shape[3]
-        assert isinstance(size, int)
+        source = _select(inner, columns, builder)
+        assert source.shape is not None
+        heads = inner.shape[2]
         attributes["num_heads"] = heads
-        flat = builder.merge_last_two(inner)
+        flat = builder.merge_last_two(source)
         rotated = builder.add("RotaryEmbedding", [flat, *caches], source, flat.shape, attributes)
-        split = builder.add("Reshape", [rotated, builder.ints([0, 0, heads, size])], source, inner.shape)
+        split = builder.add("Reshape", [rotated, builder.ints([0, 0, heads, columns.count])], source, source.shape)
         result = split if heads_axis == 2 else builder.transpose(split, HEADS_INNER)
-    elif heads_axis == 1:
-        result = builder.add("RotaryEmbedding", [source, *caches], source, shape, attributes)
     else:
-        swapped = builder.transpose(source, HEADS_INNER)
-        rotated = builder.add("RotaryEmbedding", [swapped, *caches], source, swapped.shape, attributes)
-        result = builder.transpose(rotated, HEADS_INNER)
+        source = _select(root, columns, builder)
+        perm = IDENTITY if heads_axis == 1 else HEADS_INNER
+        turned = builder.transpose(source, perm)
+        rotated = builder.add("RotaryEmbedding", [turned, *caches], source, turned.shape, attributes)
+        result = builder.transpose(rotated, perm)
     return Patch(anchor, builder.nodes, {anchor.output: result})
+
+
+def _select(value: Value, columns: Columns, builder: Builder) -> Value:
+    """The columns, cut from `value`, whose last axis is the root's."""
+    shape = value.shape
+    assert shape is not None
+    if columns.start == 0 and same(shape[-1], columns.count):
+        return value
+    bounds = [builder.ints([n]) for n in (columns.start, columns.start + columns.count, len(shape) - 1, 1)]
+    return builder.add("Slice", [value, *bounds], value, (*shape[:-1], columns.count))
 
 
 def _before_transpose(value: Value) -> Value | None:
@@ -147,29 +161,20 @@ def _read_sum(node: Node) -> Rotation | None:
         return None
     for plain, turned in ((first, second), (second, first)):
         for rotated, sin in (turned.inputs, turned.inputs[::-1]):
-            found = _rotated(rotated)
-            if found is None or sin is None:
+            parts, interleaved = _joined(rotated)
+            negated = producer(parts[0], "Neg") if parts is not None else None
+            if parts is None or negated is None or sin is None:
                 continue
-            source, interleaved = found
+            halves = columns_of(parts[1]), columns_of(negated.inputs[0])
             for x, cos in (plain.inputs, plain.inputs[::-1]):
-                if x is source and cos is not None:
+                source = columns_of(x)
+                if source is not None and cos is not None and halves == _halves(source, interleaved):
                     return Rotation(source, cos, sin, interleaved, True)
     return None
 
 
-def _rotated(value: Value | None) -> tuple[Value, bool] | None:
-    """(x, interleaved) when `value` is (-x2, x1) for the halves x1 and x2 of x."""
-    parts, interleaved = _joined(value)
-    if parts is None:
-        return None
-    negated = producer(parts[0], "Neg")
-    second, first = half_of(negated.inputs[0]) if negated is not None else None, half_of(parts[1])
-    if first is None or second is None or first.source is not second.source:
-        return None
-    ordered = second.second and not first.second
-    if not ordered or first.interleaved != interleaved or second.interleaved != interleaved:
-        return None
-    return first.source, interleaved
+def _halves(source: Columns, interleaved: bool) -> tuple[Columns, Columns]:
+    return source.half(second=False, interleaved=interleaved), source.half(second=True, interleaved=interleaved)
 
 
 def _joined(value: Value | None) -> tuple[tuple[Value, Value] | None, bool]:
@@ -218,15 +223,21 @@ def _read_pair(node: Node) -> Rotation | None:
         return None
     for x1, cos in (plain.inputs, plain.inputs[::-1]):
         for x2, sin in (crossed.inputs, crossed.inputs[::-1]):
-            first, second = half_of(x1), half_of(x2)
-            if first is None or second is None or cos is None or sin is None or first.source is not second.source:
+            first, second = columns_of(x1), columns_of(x2)
+            if first is None or second is None or cos is None or sin is None:
                 continue
-            if first.second or not second.second or {first.interleaved, second.interleaved} != {interleaved}:
-                continue
+            source = _whole(first, second, interleaved)
             wanted = {_pair(x2, cos), _pair(x1, sin)}
-            if {_pair(*s.inputs) for s in sums if s is not None} == wanted:
-                return Rotation(first.source, cos, sin, interleaved, False)
+            if source is not None and {_pair(*s.inputs) for s in sums if s is not None} == wanted:
+                return Rotation(source, cos, sin, interleaved, False)
     return None
+
+
+def _whole(first: Columns, second: Columns, interleaved: bool) -> Columns | None:
+    """The columns whose halves these two are."""
+    step = first.step // 2 if interleaved else first.step
+    found = Columns(first.root, first.start, step, first.count * 2)
+    return found if step and _halves(found, interleaved) == (first, second) else None
 
 
 def _pair(a: Value | None, b: Value | None) -> frozenset[Value | None]:
@@ -236,38 +247,35 @@ def _pair(a: Value | None, b: Value | None) -> frozenset[Value | None]:
 _READERS = {"Add": _read_sum, "Concat": _read_pair, "Reshape": _read_pair}
 
 
-def half_of(value: Value | None) -> Half | None:
-    """The half of a last axis that `value` is, by Slice or Split, or None."""
-    node = value.producer if value is not None else None
-    if value is None or node is None or node.inputs[0] is None:
+def columns_of(value: Value | None) -> Columns | None:
+    """`value` as columns of what it is cut from (itself when it is cut from nothing), or None for unknown extents."""
+    if value is None or not value.shape or not isinstance(value.shape[-1], int):
         return None
-    source = node.inputs[0]
-    whole, part = source.shape, value.shape
-    if not whole or not part or len(whole) != len(part) or not isinstance(whole[-1], int):
-        return None
-    half = whole[-1] // 2
-    if part[-1] != half or whole[-1] % 2 or not same_dims(whole[:-1], part[:-1]):
-        return None
-    if node.op == "Split" and len(node.outputs) == 2 and node.int_attr("axis", 0) % len(whole) == len(whole) - 1:
-        return Half(source, value.output_index == 1, False)
-    bounds = last_axis_slice(node)
-    if bounds == (0, 1) or bounds == (half, 1):
-        return Half(source, bounds[0] != 0, False)
-    if bounds == (0, 2) or bounds == (1, 2):
-        return Half(source, bounds[0] == 1, True)
-    return None
+    start, step, root = 0, 1, value
+    while True:
+        node = root.producer
+        cut = _cut(node, root) if node is not None else None
+        if node is None or cut is None or node.inputs[0] is None:
+            return Columns(root, start, step, value.shape[-1])
+        start, step, root = cut[0] + start * cut[1], step * cut[1], node.inputs[0]
 
 
-def last_axis_slice(node: Node) -> tuple[int, int] | None:
-    """(start, step) of a Slice over the last axis alone, start counted from the front; None for anything else."""
-    source = node.inputs[0]
-    if node.op != "Slice" or source is None or not source.shape or not isinstance(source.shape[-1], int):
+def _cut(node: Node, value: Value) -> tuple[int, int] | None:
+    """(start, step) when `value` is a part of the last axis alone of the node's first input."""
+    source = node.inputs[0] if node.inputs else None
+    if source is None or not source.shape or not isinstance(source.shape[-1], int):
         return None
-    numbers = [_only_int(node.input(index)) for index in (1, 3, 4)]
-    start, axis, step = numbers[0], numbers[1], 1 if node.input(4) is None else numbers[2]
-    if start is None or axis is None or step is None or axis % len(source.shape) != len(source.shape) - 1:
+    last = len(source.shape) - 1
+    if node.op == "Split" and node.int_attr("axis", 0) % len(source.shape) == last:
+        before = [o.shape[-1] if o.shape else None for o in node.outputs[: value.output_index]]
+        return (sum(e for e in before if isinstance(e, int)), 1) if all(isinstance(e, int) for e in before) else None
+    if node.op != "Slice":
         return None
-    return (start + source.shape[-1] if start < 0 else start, step)
+    start, axis = _only_int(node.input(1)), _only_int(node.input(3))
+    step = 1 if node.input(4) is None else _only_int(node.input(4))
+    if start is None or axis is None or step is None or step < 1 or axis % len(source.shape) != last:
+        return None
+    return (max(start + source.shape[-1], 0) if start < 0 else start, step)
 
 
 def _only_int(value: Value | None) -> int | None:
@@ -279,21 +287,15 @@ def _only_int(value: Value | None) -> int | None:
     return known[0] if known is not None and len(known) == 1 and isinstance(known[0], int) else None
 
 
-def _partial(node: Node, rotated: Value) -> tuple[Value, Node] | None:
-    """(x, concat) when `rotated` is the first columns of x and `concat` joins the result with x's other columns."""
-    concat, first = node.output.only_use, rotated.producer
-    if concat is None or concat.op != "Concat" or len(concat.inputs) != 2 or first is None or first.inputs[0] is None:
+def _partial(node: Node, rotated: Columns) -> tuple[Columns, Node] | None:
+    """The wider columns, and the Concat that joins the result with those which are not rotated."""
+    concat = node.output.only_use
+    if concat is None or concat.op != "Concat" or len(concat.inputs) != 2 or concat.inputs[0] is not node.output:
         return None
-    joined, source = concat.output.shape, first.inputs[0]
-    rest = concat.inputs[1]
-    if joined is None or source.shape is None or rest is None or rest.producer is None or rotated.shape is None:
+    rank = len(concat.output.shape or ())
+    rest = columns_of(concat.inputs[1])
+    if rest is None or rank == 0 or concat.int_attr("axis", 0) % rank != rank - 1:
         return None
-    if concat.inputs[0] is not node.output or concat.int_attr("axis", 0) % len(joined) != len(joined) - 1:
+    if rest != Columns(rotated.root, rotated.start + rotated.count, 1, rest.count):
         return None
-    if rest.producer.inputs[0] is not source or not same_dims(joined, source.shape):
-        return None
-    if first.op == "Split" and rest.producer is first and len(first.outputs) == 2:
-        return (source, concat) if rotated.output_index == 0 and rest.output_index == 1 else None
-    if last_axis_slice(first) == (0, 1) and last_axis_slice(rest.producer) == (rotated.shape[-1], 1):
-        return source, concat
-    return None
+    return Columns(rotated.root, rotated.start, 1, rotated.count + rest.count), concat

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from whet.graph import Node, Value
-from whet.graph.dims import Shape, product
+from whet.graph.dims import product
 from whet.passes.extended.attention_views import Builder, same, same_dims
 
 _ELEMENTWISE = frozenset({"Cos", "Sin", "Cast", "Identity", "Neg"})
@@ -50,8 +50,8 @@ class Angles:
         return builder.add("Unsqueeze", [half, builder.ints([0])], half, (1, *half.shape))
 
 
-def angles_of(table: Value, heads_axis: int, shape: Shape, repeated: bool, interleaved: bool) -> Angles | str:
-    """The table's half, or why it is not known that each angle stands in it twice. `shape` is the rotated value's."""
+def angles_of(table: Value, heads_axis: int, repeated: bool, interleaved: bool) -> Angles | str:
+    """The table's half, or why it is not known that each angle stands in it twice."""
     dims = table.shape
     if dims is None or (len(dims) == 3 and not same(dims[0], 1)):
         return f"the table {table.name} has one row for each head"
@@ -87,7 +87,12 @@ def _halve(value: Value, interleaved: bool, builder: Builder, depth: int) -> Val
     assert node is not None
     doubled = _doubled(node, interleaved)
     if doubled is not None:
-        return doubled
+        source, axes = doubled
+        if not axes:
+            return source
+        assert value.shape is not None
+        assert source.shape is not None
+        return builder.add("Unsqueeze", [source, builder.ints(axes)], source, (*value.shape[:-1], source.shape[-1]))
     inner = _inner(node)
     assert inner is not None
     half = _halve(inner, interleaved, builder, depth + 1)
@@ -108,14 +113,18 @@ def _halves(
     return array[..., :middle], array[..., middle:]
 
 
-def _doubled(node: Node, interleaved: bool) -> Value | None:
-    """x in Concat(x, x, axis=-1), or in Reshape(Expand or Tile or Concat of Unsqueeze(x, -1)) for pairs."""
+def _doubled(node: Node, interleaved: bool) -> tuple[Value, list[int]] | None:
+    """(x, axes) when the node's output is x, unsqueezed at `axes`, with each half or each column of it twice.
+
+    Halves: Concat(x, x, axis=-1). Columns: Reshape of an Expand, Tile or Concat of Unsqueeze(x, [*axes, -1]).
+    """
     shape = node.output.shape
     if not shape:
         return None
     if not interleaved:
         last = node.op == "Concat" and node.int_attr("axis", 0) % len(shape) == len(shape) - 1
-        return node.inputs[0] if last and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1] else None
+        twice = last and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
+        return (node.inputs[0], []) if twice and node.inputs[0] is not None else None
     wide = node.inputs[0] if node.op == "Reshape" else None
     if wide is None or wide.shape is None or len(wide.shape) != len(shape) + 1 or not same(wide.shape[-1], 2):
         return None
@@ -127,13 +136,18 @@ def _doubled(node: Node, interleaved: bool) -> Value | None:
     if spread.op == "Concat" and any(v is not spread.inputs[0] for v in spread.inputs):
         return None
     narrow = spread.inputs[0]
-    unsqueeze = narrow.producer if narrow is not None else None
     if narrow is None or narrow.shape is None or not same_dims(narrow.shape, (*wide.shape[:-1], 1)):
         return None
-    if unsqueeze is None or unsqueeze.op not in ("Unsqueeze", "Reshape") or unsqueeze.inputs[0] is None:
+    unsqueeze = narrow.producer
+    if unsqueeze is None or unsqueeze.op != "Unsqueeze" or unsqueeze.inputs[0] is None:
         return None
-    source = unsqueeze.inputs[0]
-    return source if source.shape is not None and same_dims(source.shape, wide.shape[:-1]) else None
+    positions = unsqueeze.input(1)
+    array = positions.array if positions is not None else None
+    if array is None:
+        return None
+    rank = len(wide.shape)
+    axes = sorted(int(a) % rank for a in array.reshape(-1))
+    return (unsqueeze.inputs[0], axes[:-1]) if axes and axes[-1] == rank - 1 else None
 
 
 def _inner(node: Node) -> Value | None:
