@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from whet import dtypes
-from whet.dtypes import STRING
+from whet.dtypes import STRING, DType
 from whet.errors import WhetError
 from whet.graph import Graph, Node, Patch, TensorData, TensorType, Value
 from whet.graph.dims import static_shape
@@ -72,7 +72,7 @@ class ConstantFolding:
             if kind.dtype is None or not (kind.dtype.is_integer or kind.dtype.kind == "bool"):
                 continue
             numbers = [e for e in value.symbolic if isinstance(e, int)]
-            if len(numbers) == len(value.symbolic):
+            if len(numbers) == len(value.symbolic) and all(_fits(number, kind.dtype) for number in numbers):
                 found[value] = constant(np.array(numbers, kind.dtype.numpy).reshape(shape))
         return found
 
@@ -134,6 +134,14 @@ def _infer_again(node: Node, stale: set[Node]) -> None:
     for value, (kind, symbolic) in zip(node.outputs, before, strict=True):
         if value.type != kind or value.symbolic != symbolic:
             stale.update(value.uses)
+
+
+def _fits(number: int, dtype: DType) -> bool:
+    """Whether `dtype` holds `number`: inference counts without wrapping around."""
+    if dtype.kind == "bool":
+        return True
+    low = -(1 << (dtype.bits - 1)) if dtype.kind == "int" else 0
+    return low <= number < low + (1 << dtype.bits)
 
 
 def _constant_bytes(data: TensorData) -> int:

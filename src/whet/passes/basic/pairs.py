@@ -122,8 +122,8 @@ def _unsqueeze(node: Node) -> Patch | None:
         return None
     squeeze = producer(source, "Squeeze")
     if squeeze is not None and squeeze.inputs[0] is not None and squeeze.input(1) is not None:
-        inner = _axes(squeeze, rank)
-        if _rank(squeeze.inputs[0]) == rank and inner is not None and set(inner) == set(outer):
+        inner = _axes(squeeze, rank) if _rank(squeeze.inputs[0]) == rank else None
+        if inner is not None and set(inner) == set(outer):
             return bypass(node, squeeze.inputs[0])
     unsqueeze = producer(source, "Unsqueeze")
     if unsqueeze is not None:
