@@ -260,10 +260,6 @@ def _broadcast_dim(a: Dim, b: Dim) -> Dim:
         return a
     if a == 1:
         return b
-    if _caps(a, b):
-        return a
-    if _caps(b, a):
-        return b
     if isinstance(a, int) and isinstance(b, int):
         raise ValueError(f"cannot broadcast extents {a} and {b}")
     # A known extent other than 1 must be the result's, whatever the other one turns out to be.
@@ -285,16 +281,6 @@ def _is_cut(a: Expr, b: Expr) -> bool:
         return False
     other = [x for x in monomial[0].args if x != b]
     return len(other) == 1 and isinstance(other[0], int) and other[0] >= 1
-
-
-def _caps(extent: Dim, capped: Dim) -> bool:
-    """Whether `capped` is min(extent, c) with c > 1: where it is another extent, it is c, and nothing broadcasts."""
-    if extent is None or not isinstance(capped, Expr) or len(capped.terms) != 1:
-        return False
-    ((monomial, coefficient),) = capped.terms.items()
-    if coefficient != 1 or len(monomial) != 1 or monomial[0].op != "min" or extent not in monomial[0].args:
-        return False
-    return any(isinstance(a, int) and a > 1 for a in monomial[0].args)
 
 
 def _extremum(op: str, a: Known, b: Known, choose: Callable[[int, int], int]) -> Known:

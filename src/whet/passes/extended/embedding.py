@@ -8,7 +8,6 @@ import numpy as np
 
 from whet import dtypes
 from whet.graph import Attribute, Dim, Expr, Node, Patch, Value
-from whet.graph.dims import broadcast
 from whet.graph.types import TensorType
 from whet.passes.base import NodePass, PassContext
 from whet.passes.extended.attention_views import Builder, dtype_of, same, same_dims
@@ -176,9 +175,15 @@ def _sort_terms(leaves: list[Value], total: Value) -> _Terms | str:
 
 def _fills(extent: Dim, rows: Dim) -> bool:
     """Whether positions of this extent, which broadcast to `rows` in the sum, must have all rows."""
-    if isinstance(extent, Expr) and isinstance(rows, Expr):
-        return broadcast((rows,), (extent,)) == (rows,)
-    return same(extent, rows)
+    if same(extent, rows):
+        return True
+    if not isinstance(extent, Expr) or len(extent.terms) != 1:
+        return False
+    # min(table size, rows): where that is less than rows and more than one, the sum itself is refused.
+    ((monomial, coefficient),) = extent.terms.items()
+    if coefficient != 1 or len(monomial) != 1 or monomial[0].op != "min" or rows not in monomial[0].args:
+        return False
+    return any(isinstance(a, int) and a > 1 for a in monomial[0].args)
 
 
 def _counts_up(indices: Value) -> bool:
