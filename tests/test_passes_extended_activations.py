@@ -104,8 +104,7 @@ def test_agrees_with_float64(name: str) -> None:
         "mish from parts": x * np.tanh(np.log1p(np.exp(x))),
         "hard swish tf": x * np.clip(x / 6 + 0.5, 0, 1),
     }[name]
-    constants = {k: np.float64(v) for k, v in C.items()}
-    proto = build("double[4001] x", "double[4001] y", CASES[name][1].replace(") ", ")\n"), **constants)
+    proto = build("float[4001] x", "float[4001] y", CASES[name][1].replace(") ", ")\n"), **C)
     model = run_passes(proto, *EXTENDED_PASSES)
     (node,) = model.graph.nodes
     np.testing.assert_allclose(evaluate_node(node, [x])[0], expected, rtol=1e-6, atol=1e-7)
@@ -190,6 +189,19 @@ def test_other_formulas_are_left_alone(body: str, kept: str) -> None:
     model = run_passes(proto, *EXTENDED_PASSES)
     assert kept in ops(model)
     assert_same(proto, model, {"x": random_array((7, 13))}, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "raised"), [("silu", True), ("gelu tanh pow", True), ("hard swish torch", False), ("leaky relu", False)]
+)
+def test_doubles_are_raised_only_to_what_onnx_runtime_computes_in_double(name: str, raised: bool) -> None:
+    (operator, _), body = CASES[name]
+    constants = {k: np.float64(v) for k, v in C.items()}
+    constants |= {"k": np.float64(sqrt(2 / pi)), "cubic": np.float64(0.044715)}
+    proto = build("double[7,13] x", "double[7,13] y", body.replace(") ", ")\n"), **constants)
+    model = run_passes(proto, *EXTENDED_PASSES)
+    assert (operator in ops(model)) == raised
+    assert_same(proto, model, {"x": random_array((7, 13), dtype=np.float64)}, rtol=1e-6, atol=1e-9)
 
 
 def test_integers_have_no_activation() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import pi, sqrt
 
 from whet import dtypes
+from whet.dtypes import DType
 from whet.graph import Node, TensorType, Value
 from whet.passes.base import PassContext
 from whet.passes.pattern import (
@@ -29,21 +30,25 @@ from whet.passes.pattern import (
 
 FLOATS = frozenset({dtypes.FLOAT16, dtypes.FLOAT32, dtypes.FLOAT64, dtypes.BFLOAT16})
 """The element types of ONNX's activation functions."""
+UP_TO_32_BITS = FLOATS - {dtypes.FLOAT64}
+"""Types of those for which ONNX Runtime's CPU, unlike for their parts, has no kernel in float64."""
 
 x = Var("x")
 
 
-def is_float(value: Value) -> bool:
-    """Whether the value is known to be a tensor of a type that the activation functions take."""
-    return isinstance(value.type, TensorType) and value.type.dtype in FLOATS
+def is_float(value: Value, types: frozenset[DType] = FLOATS) -> bool:
+    """Whether the value is known to be a tensor of one of these types."""
+    return isinstance(value.type, TensorType) and value.type.dtype in types
 
 
 class Activation(PatternPass):
     """A function of the variable `x` alone, to become one node."""
 
+    types = FLOATS
+
     def check(self, found: Match) -> MatchFailure | None:
-        if not is_float(found.root.output) and not is_float(found.value("x")):
-            return MatchFailure(f"the element type of {found.root.output.name} is not known to be a float")
+        if not is_float(found.root.output, self.types) and not is_float(found.value("x"), self.types):
+            return MatchFailure(f"{found.root.output.name} is not known to be one of the floats that this is for")
         return None
 
     def replace(self, found: Match, context: PassContext) -> Sequence[Node] | MatchFailure:
@@ -81,6 +86,7 @@ class FuseSoftplus(Activation):
     """log(1 + exp(x))."""
 
     name = "softplus"
+    types = UP_TO_32_BITS
     pattern = log(1 + exp(x))
     roots = pattern.roots()
 
@@ -92,6 +98,7 @@ class FuseMish(Activation):
     """x * tanh(softplus(x)) (Misra, 2019)."""
 
     name = "mish"
+    types = UP_TO_32_BITS
     pattern = x * tanh(op("Softplus", x))
     roots = pattern.roots()
 
@@ -103,6 +110,7 @@ class FuseHardSigmoid(Activation):
     """max(0, min(1, alpha * x + beta)), also written relu6(x + 3) / 6."""
 
     name = "hard-sigmoid"
+    types = UP_TO_32_BITS
     pattern = clip(x + 3, 0, 6) / 6 | clip(Scalar("alpha") * x + Scalar("beta"), 0, 1)
     roots = pattern.roots()
 
@@ -116,6 +124,7 @@ class FuseHardSwish(Activation):
     """x * max(0, min(1, x / 6 + 1 / 2)) (Howard et al., 2019)."""
 
     name = "hard-swish"
+    types = UP_TO_32_BITS
     pattern = x * Op("HardSigmoid", (x,), name="gate") | x * clip(x + 3, 0, 6) / 6
     roots = pattern.roots()
 
@@ -175,6 +184,7 @@ class FuseLeakyRelu(Activation):
     """max(x, alpha * x) for alpha below 1, or x where it is positive and alpha * x elsewhere."""
 
     name = "leaky-relu"
+    types = UP_TO_32_BITS
     slope: Pattern = Scalar("alpha") * x
     pattern = (
         commutative("Max", x, slope)
@@ -202,7 +212,7 @@ class FusePRelu(PatternPass):
 
     def replace(self, found: Match, context: PassContext) -> Sequence[Node] | MatchFailure:
         minus_slope, value = found.value("minus_slope"), found.value("x")
-        if not is_float(value) or value.shape is None:
+        if not is_float(value, UP_TO_32_BITS) or value.shape is None:
             return MatchFailure(f"type or rank of {value.name} is not known")
         array = minus_slope.array
         assert array is not None
