@@ -94,7 +94,9 @@ def sliced(extent: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     if step < 0:
         whole = isinstance(start, int) and (start == -1 or start >= _FAR) and isinstance(end, int) and end <= -_FAR
         return ceil_div(extent, -step) if whole else None
-    first, last = _bound(start, extent), _bound(end, extent)
+    # A start past the end needs no clamping: the length is none then anyhow.
+    first = start if isinstance(start, int) and 0 <= start < _FAR else _bound(start, extent)
+    last = _bound(end, extent)
     if first is None or last is None:
         return None
     length = last - first
