@@ -99,6 +99,9 @@ def sliced(extent: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
     last = _bound(end, extent)
     if first is None or last is None:
         return None
+    if last == extent and isinstance(start, int) and -_FAR < start < 0:
+        # The last few elements, or as many as there are.
+        return ceil_div(minimum(extent, -start), step)
     length = last - first
     if not never_negative(length):
         length = maximum(length, 0)
