@@ -42,7 +42,7 @@ class FuseConvActivation(NodePass):
     """activation(conv(x) + residual) becomes com.microsoft.FusedConv; the residual is optional."""
 
     name = "fused-conv"
-    roots = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
+    roots = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish"})
 
     def rewrite(self, node: Node, context: PassContext) -> Patch | None:
         value = node.inputs[0]
