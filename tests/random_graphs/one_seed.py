@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,4 +45,8 @@ def _operators(small: Shrunk) -> str:
 
 
 def work(arguments: tuple[int, int, Path | None]) -> tuple[int, str, list[str]]:
+    """`run_seed` in a child process, collecting garbage now and then only: the collector takes a sixth of the time."""
+    gc.disable()
+    if arguments[0] % 64 == 0:
+        gc.collect()
     return run_seed(*arguments)

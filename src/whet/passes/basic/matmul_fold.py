@@ -39,7 +39,9 @@ class MatMulAddToGemm(NodePass):
             if not _broadcasts_into(bias.data.shape, product.output.shape):
                 context.refuse(self.name, node, "the bias does not broadcast to the product")
                 continue
-            patch = substitute(node, "Gemm", [a, b, bias], product.attributes if product.op == "Gemm" else {})
+            # A Gemm without C may carry any beta: it had nothing to scale.
+            attributes = {**product.attributes, "beta": 1.0} if product.op == "Gemm" else {}
+            patch = substitute(node, "Gemm", [a, b, bias], attributes)
             return Patch(node, patch.nodes, patch.replace, [node, product])
         return None
 
