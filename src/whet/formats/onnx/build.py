@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from whet.config import Limits
-from whet.errors import InvalidGraph, ResourceExhausted, WhetError, did_you_mean
+from whet.errors import InvalidArgument, InvalidGraph, ResourceExhausted, WhetError, did_you_mean
 from whet.formats.onnx.attributes import attribute_kind, decode_attribute
 from whet.formats.onnx.checks import check_node
 from whet.formats.onnx.constants import constant_node
@@ -16,7 +16,7 @@ from whet.formats.onnx.schemas import KNOWN_DOMAINS
 from whet.formats.onnx.strings import loose_text, require_text
 from whet.formats.onnx.tensors import TensorReader
 from whet.formats.onnx.types import decode_type
-from whet.graph import Attribute, Graph, Node, TensorType, Type, Value
+from whet.graph import Attribute, Graph, Node, TensorData, TensorType, Type, Value
 from whet.graph.core import NameScope
 from whet.graph.order import sort
 
@@ -79,13 +79,18 @@ class GraphBuilder:
         functions: Iterable[onnx.FunctionProto],
         limits: Limits,
         as_inputs: frozenset[str],
+        replacements: Mapping[str, TensorData],
     ) -> None:
         self.names = NameScope()
         self.versions: dict[Node, Mapping[str, int]] = {}
+        self.denotations: dict[str, tuple[str, ...]] = {}
+        """For each input that has any: the denotation of every dimension."""
         self.imports = imports
         self._reader = reader
         self._limits = limits
         self._as_inputs = as_inputs
+        self._replacements = replacements
+        self._replaced: set[str] = set()
         self._count = 0
         self._node_names: set[str] = set()
         self._main_outputs: frozenset[str] = frozenset()
@@ -114,7 +119,12 @@ class GraphBuilder:
         for name in self._main_outputs:
             self.names.reserve(name)
         body = _Body(self.imports, "", {}, ())
-        return self._graph(proto, _Scope(body, Graph(loose_text(proto.name)), proto.node, None, 0))
+        graph = self._graph(proto, _Scope(body, Graph(loose_text(proto.name)), proto.node, None, 0))
+        for name in self._replacements:
+            if name not in self._replaced:
+                known = [t.name for t in proto.initializer]
+                raise InvalidArgument("the model has no such initializer", value=name, hint=did_you_mean(name, known))
+        return graph
 
     def _graph(self, proto: onnx.GraphProto, scope: _Scope) -> Graph:
         graph = scope.graph
@@ -161,18 +171,38 @@ class GraphBuilder:
         require_text(name, where="an initializer")
         if name in scope.values:
             raise InvalidGraph("two initializers have one name", value=name)
-        if dense is not None:
+        if dense is not None and name in self._replacements:
+            data = self._replacement(dense, name)
+        elif dense is not None:
             data = self._reader.dense(dense, name)
         else:
             assert sparse is not None
             data = self._reader.sparse(sparse, name)
         scope.values[name] = Value(self._value_name(scope, name), TensorType(data.dtype, data.shape), data)
 
+    def _replacement(self, proto: onnx.TensorProto, name: str) -> TensorData:
+        """The caller's contents for an initializer; the file's are not read, so they may be missing."""
+        given = self._replacements[name]
+        dtype, shape = self._reader.stated(proto, name)
+        if (given.dtype, given.shape) != (dtype, shape):
+            raise InvalidArgument(
+                "an initializer has the wrong type",
+                value=name,
+                found=TensorType(given.dtype, given.shape),
+                expected=TensorType(dtype, shape),
+            )
+        self._replaced.add(name)
+        return given
+
     def _input(self, info: onnx.ValueInfoProto, scope: _Scope, is_main: bool) -> None:
         name = info.name
         if not name:
             raise InvalidGraph(f"an input of graph {scope.graph.name!r} has no name")
         stated = decode_type(info.type, name)
+        if is_main and info.type.HasField("tensor_type"):
+            denotations = tuple(loose_text(d.denotation) for d in info.type.tensor_type.shape.dim)
+            if any(denotations):
+                self.denotations[name] = denotations
         known = scope.values.get(name)
         if known is None:
             if name in scope.values:

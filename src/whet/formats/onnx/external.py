@@ -17,10 +17,13 @@ class ExternalData:
     below the folder) and files with several hard links are refused, as onnx does: either could lead out of the folder.
     """
 
-    def __init__(self, folder: str | None, model_path: str | None) -> None:
+    def __init__(
+        self, folder: str | None, model_path: str | None, files: Mapping[str, memoryview] | None = None
+    ) -> None:
+        """`files` are contents by location that the caller holds in memory; they need no folder."""
         self._folder = folder
         self._model_path = model_path
-        self._files: dict[str, memoryview] = {}
+        self._files: dict[str, memoryview] = dict(files or {})
 
     def read(self, entries: Mapping[str, str], nbytes: int, tensor: str) -> memoryview:
         """The `nbytes` bytes that `entries` (location, offset, length) point at. Raises InvalidGraph, NoSuchFile."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -19,9 +20,23 @@ from whet.formats.onnx.strings import loose_text, require_text
 from whet.formats.onnx.tensors import TensorReader
 from whet.formats.onnx.upgrade import upgrade
 from whet.formats.onnx.wire import Payloads, lift
-from whet.graph import Model
+from whet.graph import Model, TensorData
 
 NEWEST_IR: int = onnx.IR_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What the caller gives in place of parts of the file."""
+
+    as_inputs: frozenset[str] = frozenset()
+    """Overridable initializers that become true inputs."""
+    initializers: Mapping[str, TensorData] = field(default_factory=dict)
+    """Contents of initializers by name; what the file holds or points at for them is not read."""
+    folder: str | None = None
+    """Where external data lies, in place of the model's own folder."""
+    files: Mapping[str, memoryview] = field(default_factory=dict)
+    """External files by location, held in memory."""
 
 
 def load_model(
@@ -29,18 +44,29 @@ def load_model(
     limits: Limits = DEFAULT_LIMITS,
     *,
     as_inputs: frozenset[str] = frozenset(),
+    initializers: Mapping[str, TensorData] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    files: Mapping[str, bytes | bytearray | memoryview] | None = None,
 ) -> Model:
     """The model in a file or in bytes, with every ONNX operator in its newest form and local functions expanded.
 
     Weights stay in the mapped file (or in the caller's bytes, which are borrowed) until somebody reads them. External
-    data is found beside the file only. Initializers that are also graph inputs are constants in `graph.overridable`;
-    those named in `as_inputs` become true inputs.
+    data is found beside the file only (or in `folder`, or in `files` by location). Initializers that are also graph
+    inputs are constants in `graph.overridable`; those named in `as_inputs` become true inputs. `initializers` gives
+    some other contents of the same type; what the file points at for those need not exist.
 
-    Raises NoSuchFile, NoModel, InvalidProtobuf, InvalidGraph, NotImplemented or ResourceExhausted.
+    Raises InvalidArgument (an entry of `initializers` that does not fit), NoSuchFile, NoModel, InvalidProtobuf,
+    InvalidGraph, NotImplemented or ResourceExhausted.
     """
     opened = open_source(source)
+    supply = Supply(
+        as_inputs,
+        initializers or {},
+        os.fspath(folder) if folder is not None else None,
+        {name: memoryview(data).cast("B").toreadonly() for name, data in (files or {}).items()},
+    )
     try:
-        return _load(opened, limits, as_inputs)
+        return _load(opened, limits, supply)
     except WhetError as error:
         if error.file is None:
             error.file = opened.path
@@ -56,7 +82,7 @@ def from_text(text: str, limits: Limits = DEFAULT_LIMITS, *, as_inputs: frozense
     return load_model(proto.SerializeToString(), limits, as_inputs=as_inputs)
 
 
-def _load(source: Source, limits: Limits, as_inputs: frozenset[str]) -> Model:
+def _load(source: Source, limits: Limits, supply: Supply) -> Model:
     rest, payloads = lift(source.data, source.path)
     if len(rest) > limits.model_bytes:
         raise ResourceExhausted(
@@ -71,16 +97,15 @@ def _load(source: Source, limits: Limits, as_inputs: frozenset[str]) -> Model:
         raise InvalidProtobuf(
             "the bytes are not an ONNX model", found=str(error), hint="The file may be truncated; fetch it again."
         ) from error
-    return build_model(proto, payloads, source, limits, as_inputs)
+    return build_model(proto, payloads, source, limits, supply)
 
 
-def build_model(
-    proto: onnx.ModelProto, payloads: Payloads, source: Source, limits: Limits, as_inputs: frozenset[str]
-) -> Model:
+def build_model(proto: onnx.ModelProto, payloads: Payloads, source: Source, limits: Limits, supply: Supply) -> Model:
     """The canonical model of a parsed proto whose long tensors are in `payloads`."""
     imports = _check_header(proto)
-    reader = TensorReader(payloads, ExternalData(source.folder, source.path), limits)
-    builder = GraphBuilder(reader, imports, proto.functions, limits, as_inputs)
+    folder = supply.folder if supply.folder is not None else source.folder
+    reader = TensorReader(payloads, ExternalData(folder, source.path, supply.files), limits)
+    builder = GraphBuilder(reader, imports, proto.functions, limits, supply.as_inputs, supply.initializers)
     graph = builder.main(proto.graph)
     model = Model(
         graph=graph,
@@ -92,6 +117,7 @@ def build_model(
         model_version=proto.model_version,
         doc_string=loose_text(proto.doc_string),
         metadata={loose_text(entry.key): loose_text(entry.value) for entry in proto.metadata_props},
+        denotations=builder.denotations,
         path=source.path,
         names=builder.names,
     )

@@ -39,10 +39,7 @@ class TensorReader:
 
     def dense(self, proto: onnx.TensorProto, name: str) -> TensorData:
         """The tensor that `proto` holds; its bytes are not copied. Raises InvalidGraph, naming it `name`."""
-        dtype = element_type(proto.data_type, name)
-        if dtype is None:
-            raise InvalidGraph("a tensor without an element type", value=name, found="data type 0")
-        shape = self._shape(proto.dims, name)
+        dtype, shape = self.stated(proto, name)
         count = math.prod(shape)
         if proto.HasField("segment"):
             raise NotImplemented("a tensor in segments", value=name, hint="Write it as one tensor.")
@@ -64,6 +61,13 @@ class TensorReader:
                 payload = self._payloads.find(raw)
                 return self._raw(dtype, shape, memoryview(raw) if payload is None else payload, name)
         return _typed_tensor(proto, dtype, shape, typed, name)
+
+    def stated(self, proto: onnx.TensorProto, name: str) -> tuple[DType, tuple[int, ...]]:
+        """The element type and shape that `proto` states; its contents are not looked at."""
+        dtype = element_type(proto.data_type, name)
+        if dtype is None:
+            raise InvalidGraph("a tensor without an element type", value=name, found="data type 0")
+        return dtype, self._shape(proto.dims, name)
 
     def sparse(self, proto: onnx.SparseTensorProto, name: str) -> TensorData:
         """The sparse tensor that `proto` holds, densified (within `Limits.tensor_bytes`)."""

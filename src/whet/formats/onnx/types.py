@@ -11,6 +11,9 @@ from whet.formats.onnx.strings import loose_text
 from whet.graph.dims import Dim, Shape, symbol
 from whet.graph.types import MapType, OptionalType, SequenceType, TensorType, Type
 
+_NAMELESS = frozenset({"None", "?"})
+"""Names that exporters give to every dimension they do not know: no two of them need be equal."""
+
 
 def element_type(code: int, value: str) -> DType | None:
     """The element type with ONNX's `code` (0: unknown). Raises InvalidGraph for a code that ONNX does not have."""
@@ -77,7 +80,7 @@ def _decode_dim(proto: onnx.TensorShapeProto.Dimension) -> Dim:
     if kind == "dim_value":
         # Exporters write -1 (and other negatives) for "not known".
         return int(proto.dim_value) if proto.dim_value >= 0 else None
-    if kind == "dim_param" and proto.dim_param:
+    if kind == "dim_param" and proto.dim_param and proto.dim_param not in _NAMELESS:
         return symbol(loose_text(proto.dim_param))
     return None
 
