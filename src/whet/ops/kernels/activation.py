@@ -37,10 +37,20 @@ def _simple(function: Elementwise) -> Kernel:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), exact at both ends: exp only of what is not positive."""
-    e = np.exp(-np.abs(x))
-    result: Array = np.where(x >= 0, x.dtype.type(1), e) / (1 + e)
-    return result
+    """1 / (1 + exp(-x)); where exp overflows, the quotient is 0, as it should be."""
+    e: Array = np.negative(x)
+    np.exp(e, out=e)
+    e += 1
+    np.divide(x.dtype.type(1), e, out=e)
+    return e
+
+
+def _silu(x: Array) -> Array:
+    e: Array = np.negative(x)
+    np.exp(e, out=e)
+    e += 1
+    # 0 / inf and -inf / inf: the limit of x sigmoid(x) at -inf is 0.
+    return np.where(x == -np.inf, x.dtype.type(0), np.divide(x, e, out=e))
 
 
 def _gelu(x: Array) -> Array:
@@ -73,8 +83,8 @@ def swish(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     alpha = float(attributes.get("alpha", 1.0))
     x = required(inputs, 0, "X")
     if alpha == 1.0:
-        return [blocked(lambda v: v * sigmoid(v), x)]
-    return [blocked(lambda v: v * sigmoid(v * v.dtype.type(alpha)), x)]
+        return [blocked(_silu, x)]
+    return [blocked(lambda v: np.multiply(v, sigmoid(v * v.dtype.type(alpha))), x)]
 
 
 def softplus(x: Array) -> Array:
@@ -84,7 +94,8 @@ def softplus(x: Array) -> Array:
 
 def softsign(x: Array) -> Array:
     """x / (1 + |x|)."""
-    return x / (1 + np.abs(x))
+    result: Array = x / (1 + np.abs(x))
+    return result
 
 
 def hard_sigmoid(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
@@ -185,25 +196,43 @@ def mish(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Kernel] = {
+    "Abs": _simple(np.abs),
+    "Acos": _simple(np.arccos),
+    "Acosh": _simple(np.arccosh),
+    "Asin": _simple(np.arcsin),
+    "Asinh": _simple(np.arcsinh),
+    "Atan": _simple(np.arctan),
+    "Atanh": _simple(np.arctanh),
+    "Ceil": _simple(np.ceil),
     "Celu": celu,
     "Clip": clip,
+    "Cos": _simple(np.cos),
+    "Cosh": _simple(np.cosh),
     "Elu": elu,
     "Erf": _simple(erf),
     "Exp": _simple(np.exp),
+    "Floor": _simple(np.floor),
     "Gelu": gelu,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": _simple(_hard_swish),
     "LeakyRelu": leaky_relu,
     "Log": _simple(np.log),
     "Mish": _simple(mish),
+    "Neg": _simple(np.negative),
     "PRelu": prelu,
+    "Reciprocal": _simple(np.reciprocal),
     "Relu": relu,
+    "Round": _simple(np.rint),
     "Selu": selu,
     "Sigmoid": _simple(sigmoid),
+    "Sign": _simple(np.sign),
+    "Sin": _simple(np.sin),
+    "Sinh": _simple(np.sinh),
     "Softplus": _simple(softplus),
     "Softsign": _simple(softsign),
     "Sqrt": _simple(np.sqrt),
     "Swish": swish,
+    "Tan": _simple(np.tan),
     "Tanh": _simple(np.tanh),
     "ThresholdedRelu": thresholded_relu,
 }

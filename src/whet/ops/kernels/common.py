@@ -39,6 +39,14 @@ def working_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32) if dtype in _SMALL else dtype
 
 
+def mean_along(array: Array, axes: int | tuple[int, ...], *, keepdims: bool = True) -> Array:
+    """The mean along axes; over none it is NaN."""
+    total = np.asarray(array.sum(axis=axes, keepdims=keepdims))
+    count = array.size // total.size if total.size else 1
+    total /= array.dtype.type(count)
+    return total
+
+
 def back(array: Array, dtype: np.dtype[Any]) -> Array:
     """`array` as `dtype`, not copied when it already is."""
     return array.astype(dtype, copy=False)

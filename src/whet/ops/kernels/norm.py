@@ -20,7 +20,7 @@ from whet.ops.contrib.common import (
     optional,
     required,
 )
-from whet.ops.kernels.common import back, working
+from whet.ops.kernels.common import back, mean_along, working
 
 
 def _per_channel(array: Array, rank: int, channels: int, name: str, dtype: np.dtype[Any]) -> Array:
@@ -52,7 +52,7 @@ def batch_normalization(inputs: Inputs, attributes: Attributes, output_count: in
     if integer(attributes, "training_mode", 0):
         momentum = float(attributes.get("momentum", 0.9))
         axes = tuple(i for i in range(rank) if i != 1)
-        current_mean, current_var = x.mean(axis=axes), x.var(axis=axes)
+        current_mean, current_var = mean_along(x, axes, keepdims=False), x.var(axis=axes)
         for running, current in ((mean, current_mean), (var, current_var)):
             outputs.append(back(working(running) * momentum + current * (1 - momentum), running.dtype))
         mean, var = current_mean, current_var
@@ -69,9 +69,9 @@ def layer_normalization(inputs: Inputs, attributes: Attributes, output_count: in
     x = working(given)
     axis = axis_within(int(attributes.get("axis", -1)), x.ndim)
     axes = tuple(range(axis, x.ndim))
-    mean = x.mean(axis=axes, keepdims=True)
+    mean = mean_along(x, axes)
     y = x - mean
-    inverse = _inverse_deviation(np.square(y).mean(axis=axes, keepdims=True), attributes)
+    inverse = _inverse_deviation(mean_along(np.square(y), axes), attributes)
     y *= inverse
     y = _affine(back(y, given.dtype), optional(inputs, 1), optional(inputs, 2))
     return [y, mean, inverse][: max(output_count, 1)]
@@ -83,7 +83,7 @@ def rms_normalization(inputs: Inputs, attributes: Attributes, output_count: int)
     x = working(given)
     axis = axis_within(int(attributes.get("axis", -1)), x.ndim)
     axes = tuple(range(axis, x.ndim))
-    y = x * _inverse_deviation(np.square(x).mean(axis=axes, keepdims=True), attributes)
+    y = x * _inverse_deviation(mean_along(np.square(x), axes), attributes)
     return [_affine(back(y, given.dtype), required(inputs, 1, "scale"), None)]
 
 
@@ -110,8 +110,8 @@ def instance_normalization(inputs: Inputs, attributes: Attributes, output_count:
     _rank(given, 3, "input")
     x = working(given)
     axes = tuple(range(2, x.ndim))
-    y = x - x.mean(axis=axes, keepdims=True)
-    y *= _inverse_deviation(np.square(y).mean(axis=axes, keepdims=True), attributes)
+    y = x - mean_along(x, axes)
+    y *= _inverse_deviation(mean_along(np.square(y), axes), attributes)
     y *= _per_channel(required(inputs, 1, "scale"), x.ndim, x.shape[1], "scale", y.dtype)
     y += _per_channel(required(inputs, 2, "B"), x.ndim, x.shape[1], "B", y.dtype)
     return [back(y, given.dtype)]
@@ -124,9 +124,9 @@ def group_normalization(inputs: Inputs, attributes: Attributes, output_count: in
     x = working(given)
     groups = integer(attributes, "num_groups", least=1)
     expect_divisible(x.shape[1], groups, "the number of channels", "num_groups")
-    y = x.reshape(x.shape[0], groups, -1)
-    y = y - y.mean(axis=2, keepdims=True)
-    y *= _inverse_deviation(np.square(y).mean(axis=2, keepdims=True), attributes)
+    y: Array = x.reshape(x.shape[0], groups, -1)
+    y = y - mean_along(y, 2)
+    y *= _inverse_deviation(mean_along(np.square(y), 2), attributes)
     y = y.reshape(x.shape)
     y *= _per_channel(required(inputs, 1, "scale"), x.ndim, x.shape[1], "scale", y.dtype)
     y += _per_channel(required(inputs, 2, "bias"), x.ndim, x.shape[1], "bias", y.dtype)
@@ -138,8 +138,8 @@ def mean_variance_normalization(inputs: Inputs, attributes: Attributes, output_c
     given = required(inputs, 0, "X")
     x = working(given)
     axes = tuple(axis_within(int(a), x.ndim, "axes") for a in attributes.get("axes", (0, 2, 3)))
-    mean = x.mean(axis=axes, keepdims=True)
-    variance = np.square(x).mean(axis=axes, keepdims=True) - np.square(mean)
+    mean = mean_along(x, axes)
+    variance = mean_along(np.square(x), axes) - np.square(mean)
     return [back((x - mean) / (np.sqrt(variance) + x.dtype.type(1e-9)), given.dtype)]
 
 

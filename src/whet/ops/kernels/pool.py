@@ -13,7 +13,7 @@ import numpy as np
 from whet.errors import InvalidArgument
 from whet.ops.base import Kernel
 from whet.ops.contrib.common import Array, Attributes, Inputs, Outputs, integer, required
-from whet.ops.kernels.common import back, ints, is_float, positive, spatial_padding, working
+from whet.ops.kernels.common import back, ints, is_float, mean_along, positive, spatial_padding, working
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _global_input(inputs: Inputs) -> Array:
 def global_average_pool(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:
     """GlobalAveragePool(22)."""
     x = _global_input(inputs)
-    return [back(working(x).mean(axis=tuple(range(2, x.ndim)), keepdims=True), x.dtype)]
+    return [back(mean_along(working(x), tuple(range(2, x.ndim))), x.dtype)]
 
 
 def global_max_pool(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs:

@@ -10,7 +10,7 @@ import numpy as np
 from whet.errors import InvalidArgument
 from whet.ops.base import Kernel
 from whet.ops.contrib.common import Array, Attributes, Inputs, Outputs, axis_within, integer, optional, required, whole
-from whet.ops.kernels.common import axes_within, back, is_float, working
+from whet.ops.kernels.common import axes_within, back, is_float, mean_along, working
 
 
 def softmax_along(x: Array, axis: int) -> Array:
@@ -71,7 +71,7 @@ def _sum(x: Array, axes: tuple[int, ...], keep: bool) -> Array:
 
 def _mean(x: Array, axes: tuple[int, ...], keep: bool) -> Array:
     if is_float(x.dtype):
-        return np.asarray(x.mean(axis=axes, keepdims=keep))
+        return np.asarray(mean_along(x, axes, keepdims=keep))
     count = int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
     if count == 0:
         raise InvalidArgument("the mean of no integers is undefined", value="data", found=x.shape)

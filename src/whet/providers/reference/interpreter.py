@@ -148,7 +148,10 @@ class Builder:
             array = value.data.numpy()
             if self.widen:
                 array = widen_value(array)
-                array.flags.writeable = False
+            if not array.flags.aligned:
+                # A tensor inside a mapped file starts at any byte; numpy would copy it anew for every product.
+                array = array.copy()
+            array.flags.writeable = False
             self._constants[value] = array
         return array
 
