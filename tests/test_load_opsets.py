@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, defs, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from whet.errors import InvalidGraph, NotImplemented
 from whet.formats.onnx import load_model, to_proto
@@ -337,8 +338,6 @@ def test_batch_normalization_training_outputs() -> None:
     expected = normal * constants["s"][:, None, None] + constants["b"][:, None, None]
     model = load_model(proto.SerializeToString())
     verify(model)
-    from onnx.reference import ReferenceEvaluator
-
     (found,) = ReferenceEvaluator(to_proto(model)).run(None, feed)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     proto.graph.output.append(helper.make_tensor_value_info("sm", F, None))

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import onnx
 
-from whet.errors import InvalidArgument, NoSuchFile
+from whet.errors import Fail, InvalidArgument, NoSuchFile
 from whet.formats.onnx.wire import Payloads, restore
 from whet.formats.onnx.write import Writer
 from whet.graph import Model
@@ -22,16 +22,21 @@ ALIGNMENT = 4096
 
 
 def save_model(
-    model: Model, path: str | os.PathLike[str], *, opset: int | None = None, external_data: bool | None = None
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    external_data: bool | None = None,
+    embedded_bytes: int = EMBEDDED_BYTES,
 ) -> None:
     """Write the model to `path` (see `to_proto` for the opset).
 
-    With `external_data`, and by default for models past 2 GB, tensors of 1 KiB and more go to `<path>.data` beside it.
+    With `external_data`, and by default for models past `embedded_bytes` (2 GB), tensors of 1 KiB and more go to `<path>.data` beside it.
     Files appear whole under their names, or not at all; weights are streamed, so no second copy of them is made.
     A model may be saved over the file that it was loaded from.
 
-    Raises InvalidGraph (an operator that the opset lacks), InvalidArgument (too large to embed) and NoSuchFile (the
-    folder cannot be written).
+    Raises InvalidGraph (an operator that the opset lacks), InvalidArgument (too large to embed), NoSuchFile (the
+    folder cannot be written) and Fail (the disk is full, or the like).
     """
     target = os.path.abspath(os.fspath(path))
     payloads = Payloads()
@@ -39,10 +44,13 @@ def save_model(
     rest = proto.SerializeToString()
     total = len(rest) + sum(len(p) for p in payloads.items)
     # Each lifted payload adds a few bytes of framing around it.
-    too_large = total + 64 * len(payloads.items) > EMBEDDED_BYTES
+    too_large = total + 64 * len(payloads.items) > embedded_bytes
     if external_data is False and too_large:
         raise InvalidArgument(
-            "the model is too large for one file", file=target, found=f"{total} bytes", expected="at most 2 GB"
+            "the model is too large for one file",
+            file=target,
+            found=f"{total} bytes",
+            expected=f"at most {embedded_bytes}",
         )
     if not (external_data or too_large):
         pieces, _ = restore(memoryview(rest), payloads)
@@ -94,6 +102,8 @@ def _publish(target: str) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise Fail(f"cannot write the model: {error.strerror}", file=target) from error
         raise
