@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import onnx
@@ -31,9 +31,9 @@ def save_model(
 ) -> None:
     """Write the model to `path` (see `to_proto` for the opset).
 
-    With `external_data`, and by default for models past `embedded_bytes` (2 GB), tensors of 1 KiB and more go to `<path>.data` beside it.
-    Files appear whole under their names, or not at all; weights are streamed, so no second copy of them is made.
-    A model may be saved over the file that it was loaded from.
+    With `external_data`, and by default for models past `embedded_bytes` (2 GB), tensors of 1 KiB and more go to
+    `<path>.data` beside it. Files appear whole under their names, or not at all; weights are streamed, so no second
+    copy of them is made. A model may be saved over the file that it was loaded from.
 
     Raises InvalidGraph (an operator that the opset lacks), InvalidArgument (too large to embed), NoSuchFile (the
     folder cannot be written) and Fail (the disk is full, or the like).
@@ -53,16 +53,13 @@ def save_model(
             expected=f"at most {embedded_bytes}",
         )
     if not (external_data or too_large):
-        pieces, _ = restore(memoryview(rest), payloads)
-        with _publish(target) as file:
-            _write_all(file, pieces)
+        with _publish(target) as (file,):
+            _write_message(file, rest, payloads)
         return
-    with _publish(target + ".data") as file:
-        _write_external(file, proto, payloads, os.path.basename(target) + ".data")
+    with _publish(f"{target}.data", target) as (data_file, file):
+        _write_external(data_file, proto, payloads, f"{os.path.basename(target)}.data")
         # Tensors inside node attributes stay embedded, as readers expect.
-        pieces, _ = restore(memoryview(proto.SerializeToString()), payloads)
-        with _publish(target) as main:
-            _write_all(main, pieces)
+        _write_message(file, proto.SerializeToString(), payloads)
 
 
 def _write_external(file: BinaryIO, proto: onnx.ModelProto, payloads: Payloads, location: str) -> None:
@@ -82,28 +79,47 @@ def _write_external(file: BinaryIO, proto: onnx.ModelProto, payloads: Payloads, 
         offset += len(payload)
 
 
-def _write_all(file: BinaryIO, pieces: Iterable[memoryview]) -> None:
+def _write_message(file: BinaryIO, message: bytes, payloads: Payloads) -> None:
+    pieces, _ = restore(memoryview(message), payloads)
     for piece in pieces:
         file.write(piece)
 
 
 @contextmanager
-def _publish(target: str) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block ends well, and vanishes otherwise."""
+def _publish(*targets: str) -> Iterator[list[BinaryIO]]:
+    """Files that take their names, in order, when the block ends well, and vanish otherwise."""
+    opened: list[tuple[str, BinaryIO]] = []
+    try:
+        for target in targets:
+            opened.append(_open_beside(target))
+        yield [file for _, file in opened]
+        for _, file in opened:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        for (temporary, _), target in zip(opened, targets, strict=True):
+            os.replace(temporary, target)
+    except BaseException as error:
+        for temporary, file in opened:
+            _discard(temporary, file)
+        if isinstance(error, OSError):
+            raise Fail(f"cannot write the model: {error.strerror}", file=targets[-1]) from error
+        raise
+
+
+def _open_beside(target: str) -> tuple[str, BinaryIO]:
     temporary = os.path.join(os.path.dirname(target), f".whet-{uuid.uuid4().hex}.part")
     try:
         # Opened exclusively and with plain permissions, so that the result is like any file the user makes.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise NoSuchFile(f"cannot write a model here: {error.strerror}", file=target) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
+    return temporary, os.fdopen(descriptor, "wb")
+
+
+def _discard(temporary: str, file: BinaryIO) -> None:
+    # Closing flushes what is buffered, which fails again on a full disk; the file goes all the same.
+    with suppress(OSError):
+        file.close()
+    with suppress(FileNotFoundError):
         os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise Fail(f"cannot write the model: {error.strerror}", file=target) from error
-        raise
