@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from fuzz import model_bytes, model_graphs
-from fuzz.watchdog import BAD, fuzz
+
+from tests.fuzz import model_bytes, model_graphs
+from tests.fuzz.watchdog import BAD, fuzz
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the memory limit of the children needs POSIX")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from random_graphs.check import ALL_STAGES, OracleError, check, compare, ort_outputs
-from random_graphs.generator import generate
-from random_graphs.shrink import FIXTURES, read_fixture, shrink
+
+from tests.random_graphs.check import ALL_STAGES, OracleError, check, compare, ort_outputs
+from tests.random_graphs.generator import generate
+from tests.random_graphs.shrink import FIXTURES, read_fixture, shrink
 
 GRAPHS = 300
 CHUNK = 20

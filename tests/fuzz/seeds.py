@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import functools
 import random
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
-# The generator lives beside this package, which is imported from the repository's root or from `tests`.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from random_graphs.generator import Case, generate
+from tests.random_graphs.generator import Case, generate
 
 MOST_ELEMENTS = 1 << 16
 
