@@ -309,3 +309,16 @@ def test_signs() -> None:
     assert not never_negative(a - b)
     assert broadcast((minimum(512, a),), (a,)) == (a,)
     assert broadcast((minimum(512, a),), (b,)) == (None,)
+
+
+def test_expressions_that_would_explode_are_given_up() -> None:
+    """Squaring (n + m) thirty times over would take 2^30 terms; a product of 60 sums 2^60."""
+    squares = " ".join(f"a{i + 1} = Mul(a{i}, a{i})" for i in range(30))
+    body = f"n = Shape(x) s = ReduceSum<keepdims = 1>(n) a0 = Identity(s) {squares} y = ConstantOfShape(a30)"
+    assert inferred("float[N,M] x", body)["y"] == "float32[?]"
+    tiles = " ".join(f"s{i} = Shape(a{i}) a{i + 1} = Tile(a{i}, s{i})" for i in range(30))
+    assert inferred("float[N,M] x", f"a0 = Concat<axis = 0>(x, x) {tiles} y = Neg(a30)")["y"] == "float32[?,?]"
+    shape = tuple(symbol(f"d{i}") + 1 for i in range(60))
+    node = Node("Size", [Value("x", TensorType(FLOAT32, shape))], ["y"])
+    infer_node(node)
+    assert node.output.symbolic == (None,)

@@ -16,11 +16,12 @@ Monomial = tuple["Atom", ...]
 class Atom:
     """A factor of a monomial: a name, or an operation that is not polynomial."""
 
-    __slots__ = ("_hash", "args", "op")
+    __slots__ = ("_hash", "args", "op", "size")
 
     def __init__(self, op: str, args: tuple[object, ...]) -> None:
         self.op = op
         self.args = args
+        self.size: int = 1 + sum(a.size for a in args if isinstance(a, Expr))
         self._hash = hash((op, args))
 
     def __eq__(self, other: object) -> bool:
@@ -41,10 +42,12 @@ class Atom:
 class Expr:
     """A polynomial with integer coefficients that is no plain integer. Immutable; built from `symbol` and operators."""
 
-    __slots__ = ("_hash", "terms")
+    __slots__ = ("_hash", "size", "terms")
 
     def __init__(self, terms: Mapping[Monomial, int]) -> None:
         self.terms = dict(terms)
+        self.size: int = sum(1 + sum([a.size for a in m]) for m in self.terms)
+        """How long the expression is written out, shared parts counted each time."""
         self._hash = hash(frozenset(self.terms.items()))
 
     def __eq__(self, other: object) -> bool:
@@ -133,6 +136,9 @@ class Expr:
         return found
 
 
+MAX_SIZE = 120
+"""Longest expression that is followed: one more step could otherwise square its length, and a model has many steps."""
+
 Known = Union[int, Expr]
 Dim = Union[int, Expr, None]
 Shape = tuple[Dim, ...]
@@ -220,16 +226,21 @@ def maximum(a: Known, b: Known) -> Known:
     return _extremum("max", a, b, max)
 
 
+def bounded(dim: Dim) -> Dim:
+    """`dim`, or None when it is an expression longer than MAX_SIZE."""
+    return None if isinstance(dim, Expr) and dim.size > MAX_SIZE else dim
+
+
 def product(dims: Iterable[Dim]) -> Dim:
-    """The product of all, or None when one is unknown (0 when one is zero)."""
+    """The product of all, or None when one is unknown or the product too long to follow (0 when one is zero)."""
     known = list(dims)
     if any(d == 0 for d in known):
         return 0
-    total: Known = 1
+    total: Dim = 1
     for d in known:
-        if d is None:
+        if d is None or total is None:
             return None
-        total = total * d
+        total = bounded(total * d)
     return total
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from whet.errors import InvalidGraph
-from whet.graph import Graph, Node, Type
-from whet.graph.dims import Dim
+from whet.graph import Expr, Graph, Node, TensorType, Type
+from whet.graph.dims import MAX_SIZE, Dim, bounded
 from whet.ops.base import Infer
 from whet.ops.common import elements
 from whet.ops.infer_table import CONTROL, INFER, PROPAGATE
@@ -43,16 +43,26 @@ def infer_node(node: Node, custom: Mapping[str, Infer] = NO_CUSTOM) -> None:
             types = infer_with_onnx(node)
         for value, found in zip(node.outputs, types, strict=False):
             if found is not None and found is not value.type:
-                value.type = refine(found, value.type)
+                value.type = refine(_bounded(found), value.type)
         propagate = PROPAGATE.get(op)
         if propagate is not None:
-            node.outputs[0].symbolic = propagate(node)
+            known = propagate(node)
+            node.outputs[0].symbolic = None if known is None else tuple(map(bounded, known))
         elif op == "Split":
             _split_elements(node)
     except InvalidGraph as error:
         if error.node is None:
             error.node = node.label
         raise
+
+
+def _bounded(kind: Type) -> Type:
+    """The type without expressions that have grown too long to follow."""
+    if isinstance(kind, TensorType) and kind.shape is not None:
+        for dim in kind.shape:
+            if isinstance(dim, Expr) and dim.size > MAX_SIZE:
+                return TensorType(kind.dtype, tuple(map(bounded, kind.shape)), kind.sparse)
+    return kind
 
 
 def _split_elements(node: Node) -> None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from whet.dtypes import INT64
 from whet.errors import InvalidGraph
 from whet.graph import Expr, Node, Shape, TensorData, TensorType, Type, Value
-from whet.graph.dims import Dim, Known, broadcast, exact_div, floor_div, product
+from whet.graph.dims import Dim, Known, bounded, broadcast, exact_div, floor_div, product
 from whet.graph.types import format_shape
 from whet.ops.common import (
     axes_in,
@@ -203,7 +203,7 @@ def concat(node: Node) -> Sequence[Type | None]:
             total: Dim = 0
             for one in shapes:
                 extent = None if one is None else one[i]
-                total = None if total is None or extent is None else total + extent
+                total = None if total is None or extent is None else bounded(total + extent)
             dims.append(total)
             continue
         dims.append(_agree(known, i))

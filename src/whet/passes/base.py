@@ -23,10 +23,14 @@ class PassContext:
     refusals: list[Refusal] = field(default_factory=list)
     folding_seconds: float = 0.0
     """Time that constant folding has spent on this model so far."""
+    _refused: set[Refusal] = field(default_factory=set)
 
     def refuse(self, rewrite: str, node: Node, reason: str) -> None:
         """Record why a node that looked right for `rewrite` was left alone."""
-        self.refusals.append(Refusal(rewrite, node.label, reason))
+        refusal = Refusal(rewrite, node.label, reason)
+        if refusal not in self._refused:
+            self._refused.add(refusal)
+            self.refusals.append(refusal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,10 +68,11 @@ def bypass(node: Node, source: Value) -> Patch | None:
     return Patch(node, (), {out: source}, [node] if all(v.use_count == 0 for v in node.outputs[1:]) else [])
 
 
-def uniform(value: Value | None) -> Any | None:
+def uniform(value: Value | None, products: bool = True) -> Any | None:
     """The one number that all elements of a value are (a Python number), else None.
 
-    Sees constants, ConstantOfShape and zeros multiplied by finite constants (torch's `baddbmm` with beta 0).
+    Sees constants, ConstantOfShape and, unless `products` is false, a zero of either kind multiplied by a finite number
+    of either kind (torch's `baddbmm` with beta 0).
     """
     if value is None:
         return None
@@ -79,8 +80,8 @@ def uniform(value: Value | None) -> Any | None:
     if node is not None and node.op == "ConstantOfShape":
         fill = node.attributes.get("value")
         return fill.scalar() if isinstance(fill, TensorData) and fill.size == 1 else 0.0
-    if node is not None and node.op == "Mul":
-        factors = [uniform(v) for v in node.inputs]
+    if node is not None and node.op == "Mul" and products:
+        factors = [uniform(v, products=False) for v in node.inputs]
         numbers = [f for f in factors if f is not None and math.isfinite(f)]
         return math.prod(numbers) if len(numbers) == len(factors) and 0 in numbers else None
     data = value.data

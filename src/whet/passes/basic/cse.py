@@ -31,7 +31,8 @@ class ConstantMerging:
                 if value is None or value.data is None or value in seen:
                     continue
                 seen.add(value)
-                if value.data.dtype is not STRING and value.data.nbytes > largest:
+                data = value.data
+                if data.size > largest or (data.dtype is not STRING and data.nbytes > largest):
                     continue
                 first = kept.setdefault(value.data.digest(), value)
                 if first is not value and not value.graph_outputs:
@@ -49,34 +50,39 @@ class CommonSubexpressions:
     name = "common-subexpressions"
 
     def patches(self, graph: Graph, context: PassContext) -> Iterator[Patch]:
-        kept: dict[Hashable, Node] = {}
+        alike: dict[Hashable, Node] = {}
+        equal: dict[Hashable, Node] = {}
         for node in graph:
-            key = _key(node)
-            if key is None:
-                for subgraph in node.subgraphs():
-                    yield from self.patches(subgraph, context)
+            for subgraph in node.subgraphs():
+                yield from self.patches(subgraph, context)
+            if node.op_type in _NEVER or (node.op_type == "Dropout" and constant_true(node.input(2)) is not False):
                 continue
-            first = kept.setdefault(key, node)
-            if first is not node:
-                same = {b: a for a, b in zip(first.outputs, node.outputs, strict=True) if b.use_count}
-                for later, earlier in same.items():
-                    keep_type(earlier, later)
-                if same:
-                    yield Patch(node, (), same, [node])
+            # Values hash by identity, so that this says: the very same inputs. Attributes, which may be long, are only
+            # looked at where all else agrees.
+            key = (node.op, node.inputs, len(node.outputs))
+            other = alike.setdefault(key, node)
+            if other is node:
+                continue
+            equal.setdefault((key, _attributes(other)), other)
+            first = equal.setdefault((key, _attributes(node)), node)
+            if first is node or _attributes(node) is None:
+                continue
+            same = {b: a for a, b in zip(first.outputs, node.outputs, strict=True) if b.use_count}
+            for later, earlier in same.items():
+                keep_type(earlier, later)
+            if same:
+                yield Patch(node, (), same, [node])
 
 
-def _key(node: Node) -> Hashable | None:
-    """What two nodes must share to compute the same; None for a node that is never merged."""
-    if node.op_type in _NEVER or (node.op_type == "Dropout" and constant_true(node.input(2)) is not False):
-        return None
+def _attributes(node: Node) -> Hashable | None:
+    """The attributes as something that is equal exactly when they are; None when a graph is among them."""
     attributes: list[tuple[str, Hashable]] = []
     for name in sorted(node.attributes):
         frozen = _freeze(node.attributes[name])
         if frozen is None:
             return None
         attributes.append((name, frozen))
-    # Values hash by identity, so that this says: the very same inputs. Declared output types do not matter.
-    return (node.op, node.inputs, tuple(attributes), len(node.outputs))
+    return tuple(attributes)
 
 
 def _freeze(attribute: Attribute) -> Hashable | None:
