@@ -26,6 +26,7 @@ from whet.errors import (
 )
 from whet.formats.onnx import from_text, load_model, to_proto
 from whet.graph.verify import verify
+from whet.passes.pipeline import optimize
 
 F = TensorProto.FLOAT
 
@@ -700,6 +701,39 @@ def test_attribute_reference_outside_of_a_function() -> None:
 )
 def test_bad_constants(attributes: dict[str, Any]) -> None:
     refused(model([helper.make_node("Constant", [], ["y"], name="c", **attributes)], inputs=[]), "Constant")
+
+
+# Constants that would fill the memory
+
+TERABYTES = {
+    "ConstantOfShape": "ConstantOfShape(big)",
+    "Expand": "Expand(one, big)",
+    "Tile": "Tile(one, big)",
+    "Range": "Range(zero, trillion, step)",
+    "OneHot": "OneHot(zero, trillion, pair)",
+    "twice": "Expand(half, big)",
+}
+
+
+@pytest.mark.parametrize("level", ["disabled", "basic", "extended"])
+@pytest.mark.parametrize("name", TERABYTES)
+def test_constant_folding_to_terabytes_is_left_undone(name: str, level: str) -> None:
+    loaded = from_text(f"""<ir_version: 10, opset_import: ["": 21]>
+    g (float[1] x) => (float[1] y, z) <
+      int64[1] big = {{1000000000000}}, int64[1] one = {{1}}, int64 zero = {{0}}, int64 step = {{1}},
+      int64 trillion = {{1000000000000}}, int64[2] pair = {{0, 1}}, int64[1] million = {{1000000}}
+    > {{
+      y = Neg(x)
+      half = Expand(one, one)
+      z = {TERABYTES[name]}
+    }}""")
+    optimize(loaded, level)
+    verify(loaded)
+    producer = next(v for v in loaded.graph.outputs if v.name == "z").producer
+    assert producer is not None
+    assert producer.op_type == TERABYTES[name].split("(")[0]
+    held = sum(v.data.nbytes for v in loaded.graph.constants() if v.data is not None)
+    assert held < 1000
 
 
 # Names
