@@ -27,11 +27,11 @@ LEVELS = {
 
 # What the passes must find, by operator of the optimized graph.
 FUSIONS: dict[str, dict[str, int]] = {
-    "bert_base": {"Attention": 12, "Gelu": 12, "LayerNormalization": 25},
+    "bert_base": {"Attention": 12, "Gelu": 12, "LayerNormalization": 24, "EmbedLayerNormalization": 1},
     "efficientnet_b0": {"Swish": 49},
     "efficientnet_b4": {"Swish": 96},
-    "gpt2": {"Attention": 12, "Gelu": 12, "LayerNormalization": 25},
-    "minilm": {"Attention": 6, "Gelu": 6, "LayerNormalization": 13},
+    "gpt2": {"Attention": 12, "Gelu": 12, "LayerNormalization": 24, "EmbedLayerNormalization": 1},
+    "minilm": {"Attention": 6, "Gelu": 6, "LayerNormalization": 12, "EmbedLayerNormalization": 1},
     "unet_half": {"Attention": 32, "Gelu": 16, "Swish": 47, "GroupNormalization": 61, "LayerNormalization": 48},
     "vit_base_patch16_224": {"Attention": 12, "Gelu": 12, "LayerNormalization": 25},
     "whisper_small_encoder": {"Attention": 12, "Gelu": 14, "LayerNormalization": 25},

@@ -244,14 +244,14 @@ def demo(
     demo_verb.demo(Output(as_json), output, rounds)
 
 
-def main() -> None:
-    """Entry point of `whet`. Exit status: 0 well, 1 a typed error or a difference, 2 wrong usage, 130 interrupted."""
+def run_app() -> int:
+    """Run the command that `sys.argv` holds and return its exit status; a typed error is printed, not raised."""
     warnings.simplefilter("default", UserWarning)
     try:
         app()
     except WhetError as error:
         Output("--json" in sys.argv).error(error)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        return 1
+    except SystemExit as finished:
+        return finished.code if isinstance(finished.code, int) else 1 if finished.code else 0
+    return 0

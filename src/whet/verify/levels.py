@@ -40,8 +40,8 @@ def reference_outputs(
     source: Source, feed: Mapping[str, Any], *, float64: bool = False, settings: LoadSettings | None = None
 ) -> list[Any]:
     """The unoptimized graph's outputs on the reference provider, in float64 throughout when asked."""
-    loaded = load(source, replace(settings or LoadSettings(), level="disabled"))
-    return run_loaded(loaded, feed, [_reference(float64)])
+    base = replace(settings or LoadSettings(), level="disabled")
+    return run_loaded(load(source, base), feed, [_reference(float64, base)])
 
 
 def run_loaded(loaded: Loaded, feed: Mapping[str, Any], providers: Sequence[ExecutionProvider]) -> list[Any]:
@@ -59,7 +59,7 @@ def compare_level(
     base = settings or LoadSettings()
     expected = reference_outputs(source, feed, float64=True, settings=base)
     loaded = load(source, replace(base, level=level))
-    actual = run_loaded(loaded, feed, [_reference(True)])
+    actual = run_loaded(loaded, feed, [_reference(True, base)])
     return compare_all([v.name for v in loaded.interface.outputs], actual, expected, same_type=False)
 
 
@@ -77,7 +77,7 @@ def bisect_patches(
     Binary search over patch numbers; takes about log2(patches) runs of the reference provider.
     """
     base = replace(settings or LoadSettings(), level=level)
-    providers = [_reference(float64)]
+    providers = [_reference(float64, base)]
     expected = reference_outputs(source, feed, float64=float64, settings=base)
 
     def worst(stop_after: int | None) -> tuple[Loaded, Difference]:
@@ -123,7 +123,7 @@ def bisect_nodes(
     values = _expose(ours.model)
     _expose(exact.model)
     producers = [v.producer for v in values]
-    expected = run_loaded(exact, feed, [_reference(True)])
+    expected = run_loaded(exact, feed, [_reference(True, base)])
     found = run_loaded(ours, feed, actual)
     for value, node, a, e in zip(values, producers, found, expected, strict=True):
         difference = compare_all([value.name], [a], [e], same_type=False)[0]
@@ -151,7 +151,7 @@ def providers_of(requested: Sequence[tuple[str, dict[str, str]]]) -> list[Execut
     return made
 
 
-def _reference(float64: bool) -> ExecutionProvider:
+def _reference(float64: bool, settings: LoadSettings) -> ExecutionProvider:
     options = {"compute_dtype": "float64"} if float64 else {}
-    made, _ = make_providers([(REFERENCE, options)], (), (), allow_reference=False, strict=True)
+    made, _ = make_providers([(REFERENCE, options)], settings.custom_ops, (), allow_reference=False, strict=True)
     return made[0]
