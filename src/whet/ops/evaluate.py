@@ -16,6 +16,7 @@ from whet.ops.base import Kernel
 from whet.ops.contrib.table import CONTRIB_KERNELS
 from whet.ops.kernels.sizes import RESULT_BYTES
 from whet.ops.kernels.table import KERNELS
+from whet.ops.kernels.trees import PREPARED
 from whet.ops.onnx_kernels import has_onnx_kernel, onnx_kernel
 
 Bound = Callable[[Sequence[Any], Limits], list[Any]]
@@ -36,7 +37,7 @@ def has_kernel(node: Node) -> bool:
     """Whether `evaluate_node` can run this node (one with subgraphs it never can)."""
     if any(True for _ in node.subgraphs()):
         return False
-    return find_kernel(node) is not None or has_onnx_kernel(node)
+    return node.op in PREPARED or find_kernel(node) is not None or has_onnx_kernel(node)
 
 
 def evaluate_node(node: Node, inputs: Sequence[Any], limits: Limits = DEFAULT_LIMITS) -> list[Any]:
@@ -51,6 +52,12 @@ def evaluate_node(node: Node, inputs: Sequence[Any], limits: Limits = DEFAULT_LI
 
 def bind(node: Node) -> Bound:
     """The kernel of `node`, attributes decoded once; to be called under `np.errstate(all="ignore")`."""
+    prepare = PREPARED.get(node.op)
+    if prepare is not None:
+        try:
+            return bind_kernel(node, prepare(plain_attributes(node)))
+        except Exception as error:
+            raise explain(error, node, ()) from error
     kernel = find_kernel(node)
     if kernel is not None:
         return bind_kernel(node, kernel)

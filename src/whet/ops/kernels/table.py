@@ -8,6 +8,7 @@ from whet.ops.kernels.arithmetic import ARITHMETIC
 from whet.ops.kernels.attention import ATTENTION
 from whet.ops.kernels.conv import CONVOLUTIONS
 from whet.ops.kernels.indexing import INDEXING
+from whet.ops.kernels.maps import MAPS
 from whet.ops.kernels.matmul import MATMULS
 from whet.ops.kernels.movement import MOVEMENT
 from whet.ops.kernels.norm import NORMS
@@ -28,5 +29,6 @@ KERNELS: dict[str, Kernel] = {
     **ATTENTION,
     **INDEXING,
     **MOVEMENT,
+    **MAPS,
     **SEQUENCES,
 }
