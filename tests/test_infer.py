@@ -322,3 +322,28 @@ def test_expressions_that_would_explode_are_given_up() -> None:
     node = Node("Size", [Value("x", TensorType(FLOAT32, shape))], ["y"])
     infer_node(node)
     assert node.output.symbolic == (None,)
+
+
+def test_nested_loops_cost_no_more_at_each_level() -> None:
+    """Forty loops in one another, whose states all grow: a fixpoint at each level would take 2^40 rounds."""
+    graph = Graph("g")
+    x = Value("x", TensorType(FLOAT32, (2,)))
+    graph.inputs.append(x)
+    count = Value.constant("", np.array(3, np.int64))
+    go = Value.constant("", np.array(True))
+    outer, state = graph, x
+    loops = []
+    for level in range(40):
+        body = Graph(f"body{level}")
+        inner = Value(f"s{level}")
+        body.inputs.extend([Value(f"i{level}"), Value(f"c{level}"), inner])
+        loop = Node("Loop", [count, go, state], [f"y{level}"], {"body": body})
+        outer.append(loop)
+        outer.set_outputs([go, loop.output] if level else [loop.output])
+        loops.append(loop)
+        grown = Node("Concat", [inner, inner], [f"t{level}"], {"axis": 0})
+        body.append(grown)
+        body.set_outputs([go, grown.output])
+        outer, state = body, grown.output
+    infer_graph(graph)
+    assert [str(loop.output.type) for loop in loops] == ["float32[...]"] * 40

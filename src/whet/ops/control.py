@@ -12,7 +12,11 @@ from whet.ops.common import axis_in, element_type, tensor
 from whet.ops.merge import join, refine
 
 InferGraph = Callable[[Graph], None]
-ControlInfer = Callable[[Node, InferGraph], Sequence[Type | None]]
+ControlInfer = Callable[[Node, InferGraph, int], Sequence[Type | None]]
+"""`rule(node, infer, depth)`: `infer` does a subgraph, `depth` counts the graphs around the node."""
+
+_FIXPOINT_DEPTH = 4
+"""Loops nested deeper get no fixpoint, which would double the work at each level: their states keep no shape."""
 
 
 def subgraph(node: Node, name: str) -> Graph:
@@ -23,7 +27,7 @@ def subgraph(node: Node, name: str) -> Graph:
     return graph
 
 
-def if_(node: Node, infer: InferGraph) -> Sequence[Type | None]:
+def if_(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
     """What holds for the outputs of both branches."""
     branches = [subgraph(node, name) for name in ("then_branch", "else_branch")]
     for branch in branches:
@@ -38,7 +42,7 @@ def if_(node: Node, infer: InferGraph) -> Sequence[Type | None]:
     return [join(a.type, b.type) for a, b in zip(then.outputs, other.outputs, strict=True)]
 
 
-def loop(node: Node, infer: InferGraph) -> Sequence[Type | None]:
+def loop(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
     """Carried values by fixpoint; stacked values with an open first extent."""
     body = subgraph(node, "body")
     carried = len(body.inputs) - 2
@@ -51,12 +55,12 @@ def loop(node: Node, infer: InferGraph) -> Sequence[Type | None]:
     body.inputs[0].type = refine(TensorType(INT64, ()), body.inputs[0].type)
     body.inputs[1].type = refine(TensorType(BOOL, ()), body.inputs[1].type)
     initial = [v.type if v is not None else None for v in node.inputs[2:]]
-    states = _fixpoint(body, body.inputs[2:], initial, body.outputs[1 : carried + 1], infer)
+    states = _fixpoint(body, body.inputs[2:], initial, body.outputs[1 : carried + 1], infer, depth)
     stacked = [_stacked(v, None, 0) for v in body.outputs[carried + 1 :]]
     return [*states, *stacked]
 
 
-def scan(node: Node, infer: InferGraph) -> Sequence[Type | None]:
+def scan(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
     """States by fixpoint; scanned inputs lose an axis, stacked outputs gain one."""
     body = subgraph(node, "body")
     scanned = node.int_attr("num_scan_inputs", 0)
@@ -80,13 +84,13 @@ def scan(node: Node, infer: InferGraph) -> Sequence[Type | None]:
             shape = (*shape[:axis], *shape[axis + 1 :])
         inner.type = TensorType(outer.dtype, shape)
     initial = [v.type if v is not None else None for v in node.inputs[:states]]
-    finals = _fixpoint(body, body.inputs[:states], initial, body.outputs[:states], infer)
+    finals = _fixpoint(body, body.inputs[:states], initial, body.outputs[:states], infer, depth)
     out_axes = node.ints_attr("scan_output_axes", (0,) * (len(body.outputs) - states))
     stacked = [_stacked(v, length, axis) for v, axis in zip(body.outputs[states:], out_axes, strict=True)]
     return [*finals, *stacked]
 
 
-def sequence_map(node: Node, infer: InferGraph) -> Sequence[Type | None]:
+def sequence_map(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
     body = subgraph(node, "body")
     for value, inner in zip(node.inputs, body.inputs, strict=False):
         if value is not None and isinstance(value.type, SequenceType):
@@ -103,6 +107,7 @@ def _fixpoint(
     initial: Sequence[Type | None],
     outputs: Sequence[Value],
     infer: InferGraph,
+    depth: int,
 ) -> list[Type | None]:
     """Types that hold for the states before the first and after every iteration.
 
@@ -113,6 +118,12 @@ def _fixpoint(
     inner += [v for graph in body.all_graphs() if graph is not body for v in graph.inputs]
     declared = [v.type for v in inner]
     states = [_state(t, v.type) for t, v in zip(initial, inputs, strict=True)]
+    if depth >= _FIXPOINT_DEPTH:
+        states = [_state(None, t) for t in states]
+        for value, kind in zip(inputs, states, strict=True):
+            value.type = kind
+        infer(body)
+        return states
     while True:
         for value, kind in zip(inputs, states, strict=True):
             value.type = kind

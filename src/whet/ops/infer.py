@@ -16,18 +16,18 @@ from whet.ops.onnx_infer import infer_with_onnx
 NO_CUSTOM: Mapping[str, Infer] = {}
 
 
-def infer_graph(graph: Graph, custom: Mapping[str, Infer] = NO_CUSTOM) -> None:
+def infer_graph(graph: Graph, custom: Mapping[str, Infer] = NO_CUSTOM, depth: int = 0) -> None:
     """Set `type` and `symbolic` of every value in `graph` and its subgraphs; nodes are in topological order.
 
-    `custom` holds rules for a user's own operators, keyed by `Node.op`. Types that the model declares stay where
-    inference knows less and give way where it knows better. Raises InvalidGraph naming the node whose inputs cannot be
-    right.
+    `custom` holds rules for a user's own operators, keyed by `Node.op`; `depth` counts the graphs around this one.
+    Types that the model declares stay where inference knows less and give way where it knows better. Raises InvalidGraph
+    naming the node whose inputs cannot be right.
     """
     for node in graph:
-        infer_node(node, custom)
+        infer_node(node, custom, depth)
 
 
-def infer_node(node: Node, custom: Mapping[str, Infer] = NO_CUSTOM) -> None:
+def infer_node(node: Node, custom: Mapping[str, Infer] = NO_CUSTOM, depth: int = 0) -> None:
     """Set `type` and `symbolic` of this node's outputs from its inputs. Raises InvalidGraph naming the node."""
     op = node.op
     try:
@@ -36,7 +36,7 @@ def infer_node(node: Node, custom: Mapping[str, Infer] = NO_CUSTOM) -> None:
         if rule is not None:
             types = rule(node)
         elif op in CONTROL:
-            types = CONTROL[op](node, lambda graph: infer_graph(graph, custom))
+            types = CONTROL[op](node, lambda graph: infer_graph(graph, custom, depth + 1), depth)
         elif op in custom:
             types = custom[op](node)
         else:
