@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from random_graphs.generator import generate
+from tests.random_graphs.generator import generate
 
 from whet.errors import NotImplemented
 from whet.formats.onnx import from_text, load_model

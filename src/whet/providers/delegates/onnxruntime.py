@@ -186,8 +186,8 @@ class OnnxRuntimeDelegate:
         """Let ONNX Runtime check the options of a provider that only it knows."""
         if self._provider == CPU and not self._libraries:
             return
-        settings = self._session_options(1, "ORT_DISABLE_ALL")
         try:
+            settings = self._session_options(1, "ORT_DISABLE_ALL")
             session, _ = self._session(identity_model(), settings, {"": 17})
         except Exception as error:
             raise InvalidArgument(

@@ -168,6 +168,10 @@ class OpenVINODelegate:
             read = self._core.read_model(_serialized(model, opsets))
         except Exception as error:
             return Refuse(shorten(_message(error), 200))
+        read_inputs = {parameter.get_node().get_friendly_name() for parameter in read.inputs}
+        ignored = [v.name for v in model.graph.inputs if v.name not in read_inputs]
+        if ignored:
+            return Refuse(f"OpenVINO ignores {', '.join(ignored)}")
         key = tuple(_operation_key(operation) for operation in read.get_ops())
         if key not in self._queries:
             self._queries[key] = self._query(read)
@@ -194,7 +198,7 @@ class _Part:
         self._compiled = compiled
         self._folder = folder
         self._name = name
-        ports = {text: index for index, port in enumerate(compiled.inputs) for text in port.get_names()}
+        ports = {port.get_node().get_friendly_name(): index for index, port in enumerate(compiled.inputs)}
         self._inputs = tuple(ports[v.name] for v in graph.inputs)
         types: list[TensorType] = []
         for value in graph.outputs:
@@ -282,7 +286,8 @@ def _operation_key(operation: Any) -> object:
 
 def _contiguous(value: Tensor) -> Any:
     array = value.numpy()
-    return np.ascontiguousarray(array).reshape(array.shape)
+    # OpenVINO wraps writeable arrays only, though it writes to no input.
+    return np.require(array, requirements=["C", "ALIGNED", "WRITEABLE"]).reshape(array.shape)
 
 
 def _message(error: Exception) -> str:

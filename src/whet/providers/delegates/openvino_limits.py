@@ -5,7 +5,7 @@ from __future__ import annotations
 from whet import dtypes
 from whet.dtypes import DType
 from whet.graph import Node, TensorType, Value
-from whet.providers.delegates.probe import nodes_of, tensor_types, values_of
+from whet.providers.delegates.probe import tensor_types, values_of
 
 _FLOATS: frozenset[DType] = frozenset({dtypes.FLOAT32, dtypes.FLOAT16})
 _WIDE: frozenset[DType] = frozenset({dtypes.INT64, dtypes.UINT64, dtypes.UINT32})
@@ -37,6 +37,22 @@ _MOVEMENT: frozenset[str] = frozenset(
 # Operators whose 8-bit operands OpenVINO computes as ONNX defines them.
 _NARROW_ARITHMETIC: frozenset[str] = frozenset({"Cast", "DequantizeLinear"})
 
+_WRONG: dict[str, str] = {
+    "Attention": "windows, fully masked rows and qk_matmul_output",
+    "DFT": "axis and one-sided shapes",
+    "DynamicQuantizeLinear": "rounding of the zero point",
+    "NonMaxSuppression": "boxes at the threshold",
+    "ReduceMax": "-inf and empty sets give the lowest float",
+    "ReduceMin": "inf and empty sets give the highest float",
+    "Bernoulli": "random numbers without a seed of the session",
+    "Dropout": "training mode",
+    "Multinomial": "random numbers without a seed of the session",
+    "RandomNormal": "random numbers without a seed of the session",
+    "RandomNormalLike": "random numbers without a seed of the session",
+    "RandomUniform": "random numbers without a seed of the session",
+    "RandomUniformLike": "random numbers without a seed of the session",
+}
+
 
 def limit(node: Node) -> str | None:
     """Why OpenVINO must not get this node, its subgraphs included, or None."""
@@ -51,10 +67,38 @@ def limit(node: Node) -> str | None:
                 return f"OpenVINO does not compute in {declared.dtype}" if declared.dtype else None
             if declared.shape is None:
                 return f"OpenVINO's CPU plugin needs the rank of {value.name!r}"
-    return next((reason for reason in map(_own_limit, nodes_of(node)) if reason is not None), None)
+    return _operator_limit(node) or _integer_limit(node)
 
 
-def _own_limit(node: Node) -> str | None:
+def _operator_limit(node: Node) -> str | None:
+    """Operators that OpenVINO reads and then computes otherwise than the standard says."""
+    if node.op in _WRONG:
+        return f"OpenVINO's {node.op} differs from the standard: {_WRONG[node.op]}"
+    if node.op == "Resize":
+        return _resize_limit(node)
+    if node.op in ("GRU", "LSTM", "RNN") and node.int_attr("layout", 0):
+        return f"OpenVINO reads {node.op} with layout 1 as layout 0"
+    if node.op == "MaxPool" and any(d != 1 for d in node.ints_attr("dilations")):
+        return "OpenVINO's MaxPool with dilations may end the process"
+    if node.op in ("AveragePool", "LpPool", "MaxPool") and node.int_attr("ceil_mode", 0):
+        return f"OpenVINO's {node.op} counts windows otherwise with ceil_mode"
+    return None
+
+
+def _resize_limit(node: Node) -> str | None:
+    mode = node.str_attr("mode", "nearest")
+    for name in ("antialias", "exclude_outside"):
+        if node.int_attr(name, 0):
+            return f"OpenVINO's Resize differs from the standard: {name}"
+    if node.str_attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return "OpenVINO's Resize ignores keep_aspect_ratio_policy"
+    aligned = node.str_attr("coordinate_transformation_mode", "half_pixel") == "align_corners"
+    if aligned and mode != "nearest" and node.input(2) is not None:
+        return "OpenVINO's Resize differs from the standard: align_corners with scales"
+    return None
+
+
+def _integer_limit(node: Node) -> str | None:
     moves = node.op in _MOVEMENT
     index_inputs = _INDEX_INPUTS.get(node.op, ())
     for position, value in enumerate(node.inputs):

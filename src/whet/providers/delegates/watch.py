@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,10 @@ class Watcher:
     """One thread that looks at the runs under way. Adding and removing a run takes no lock that a run waits for."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start over with no runs and no thread: in a forked child, which has neither (and whose lock may be held)."""
         self._active: dict[int, tuple[RunState, Callable[[], None]]] = {}
         self._wake = threading.Event()
         self._lock = threading.Lock()
@@ -32,10 +37,7 @@ class Watcher:
             self._next += 1
             key = self._next
             self._active[key] = (state, stop)
-            # A fork copies this object but not its thread.
-            if self._thread is None or not self._thread.is_alive():
-                self._wake.clear()
-                self._asleep = False
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="whet-watch", daemon=True)
                 self._thread.start()
             elif self._asleep:
@@ -75,3 +77,6 @@ class Watcher:
 
 WATCHER = Watcher()
 """The process's watcher; its thread starts with the first run of a delegate."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=WATCHER.reset)
