@@ -20,8 +20,8 @@ def infer_graph(graph: Graph, custom: Mapping[str, Infer] = NO_CUSTOM, depth: in
     """Set `type` and `symbolic` of every value in `graph` and its subgraphs; nodes are in topological order.
 
     `custom` holds rules for a user's own operators, keyed by `Node.op`; `depth` counts the graphs around this one.
-    Types that the model declares stay where inference knows less and give way where it knows better. Raises InvalidGraph
-    naming the node whose inputs cannot be right.
+    Types that the model declares stay where inference knows less and give way where it knows better. Raises
+    InvalidGraph naming the node whose inputs cannot be right.
     """
     for node in graph:
         infer_node(node, custom, depth)
