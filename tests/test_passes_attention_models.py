@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests.pass_checks import answers
 
+from tests.pass_checks import answers
 from whet.formats.onnx import load_model, to_proto
 from whet.passes.export import lower_for_onnxruntime
 from whet.passes.pipeline import optimize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from whet.graph import Model
 from whet.passes.base import PassDriver, PassReport, Pipeline
-from whet.passes.export.attention import SpreadAttentionMask
+from whet.passes.export.attention import PrepareAttentionMask
 from whet.passes.export.conv import FuseConvActivation, FuseGemmActivation
 from whet.passes.export.lower import MICROSOFT, LowerGroupNorm, LowerSwish
 from whet.passes.export.matmul import FuseMatMul
@@ -13,7 +13,7 @@ from whet.passes.export.norm import FuseBiasGelu, FuseSkipNorm
 LOWER_ORT: Pipeline = (
     LowerGroupNorm(),
     LowerSwish(),
-    SpreadAttentionMask(),
+    PrepareAttentionMask(),
 )
 """Operators for which ONNX Runtime's CPU has nothing as good as what they are made of."""
 

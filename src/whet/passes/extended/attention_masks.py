@@ -107,9 +107,10 @@ def _additive(mask: Mask, query: Value, builder: Builder) -> Value:
 
 
 def _fit(mask: Mask, scores: Shape, lifted: bool, builder: Builder) -> Mask:
-    """`mask` with a value of rank 2 to 4 that is known to broadcast to the scores. Raises Mismatch.
+    """`mask` with a value of rank 2 to 4. Raises Mismatch.
 
-    The last extent must be the number of keys itself: Attention would pad a shorter one with -inf.
+    It is known not to enlarge the scores. The last extent must be the number of keys itself: Attention would pad a
+    shorter one with -inf.
     """
     value = mask.value
     if mask.rank == 3 and len(value.shape or ()) == 3:
@@ -126,11 +127,8 @@ def _fit(mask: Mask, scores: Shape, lifted: bool, builder: Builder) -> Mask:
     shape = value.shape
     if not shape or len(shape) > 4:
         raise Mismatch(f"the mask {value.name} has {'an unknown rank' if shape is None else f'rank {len(shape)}'}")
-    for extent, wanted in zip(shape, scores[4 - len(shape) :], strict=True):
-        if not same(extent, wanted) and not same(extent, 1):
-            raise Mismatch(f"the mask {value.name} of shape {format_shape(shape)} is not known to fit the scores")
     if not same(shape[-1], scores[-1]):
-        raise Mismatch(f"the mask {value.name} is not known to have one column a key")
+        raise Mismatch(f"the mask {value.name} {format_shape(shape)} is not known to have one column a key")
     if len(shape) == 1:
         value = builder.add("Unsqueeze", [value, builder.ints([0])], value, (1, *shape))
     return replace(mask, value=value)
