@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.markup import escape
@@ -13,10 +14,11 @@ from whet.bench.statistics import Latency, summarize
 from whet.cli.inputs import ImageSettings, read_feed
 from whet.cli.output import Output
 from whet.cli.session import make_session, session_options
+from whet.errors import shorten
 from whet.runtime.values import Array
 from whet.session.prepare import LoadSettings, load
 
-COLUMNS = ("engine", "median ms", "mean ms", "p95 ms", "p99 ms", "min ms", "per second", "load ms", "")
+COLUMNS = ("latency in ms", "median", "mean", "p95", "p99", "per s", "load", "")
 
 
 def bench(
@@ -59,27 +61,28 @@ def bench(
         }
     )
     out.table(
-        "", COLUMNS, [latency_row(", ".join(session.placement.by_provider), latency, load_ms, "")], right=range(1, 8)
+        "", COLUMNS, [latency_row(", ".join(session.placement.by_provider), latency, load_ms, "")], right=range(1, 7)
     )
     out.text(f"{latency.runs} runs, {_rows(feed)} rows each; {escape(session.placement.summary())}")
 
 
-def show_side_by_side(out: Output, result: SideBySide, note: dict[str, str] | None = None) -> None:
-    """The table of a comparison, fastest median first, failures last."""
+def show_side_by_side(out: Output, result: SideBySide, note: Mapping[str, str] | None = None) -> None:
+    """The table of a comparison, fastest median first, failures last; the engines' versions below it."""
     rows = []
     for r in sorted(result.results, key=lambda r: r.latency.median_ms if r.latency else float("inf")):
-        label = f"{r.engine} {r.version}"
         if r.latency is None:
-            rows.append((label, *[""] * 7, r.error))
+            rows.append((r.engine, *[""] * 6, shorten(r.error, 120)))
         else:
-            rows.append(latency_row(label, r.latency, r.load_ms, (note or {}).get(r.engine, "")))
-    out.table("", COLUMNS, rows, right=range(1, 8))
+            rows.append(latency_row(r.engine, r.latency, r.load_ms, (note or {}).get(r.engine, "")))
+    out.table("", COLUMNS, rows, right=range(1, 7))
+    versions = {r.engine.partition("@")[0].rpartition("+")[2]: r.version for r in result.results if "+" not in r.engine}
+    out.text(escape(", ".join(f"{name} {version}" for name, version in versions.items())))
 
 
 def latency_row(label: str, latency: Latency, load_ms: float, note: str) -> tuple[str, ...]:
     """One row of the timing table."""
-    figures = (latency.median_ms, latency.mean_ms, latency.p95_ms, latency.p99_ms, latency.min_ms)
-    return (label, *(f"{f:.3f}" for f in figures), f"{latency.throughput_per_s:.1f}", f"{load_ms:.0f}", note)
+    figures = (latency.median_ms, latency.mean_ms, latency.p95_ms, latency.p99_ms)
+    return (label, *(f"{f:.3f}" for f in figures), f"{latency.throughput_per_s:.0f}", f"{load_ms:.0f}", note)
 
 
 def _rows(feed: dict[str, Array]) -> int:

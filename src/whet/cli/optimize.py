@@ -112,7 +112,7 @@ def _time(out: Output, model: Path, saved: Path | None, feed: dict[str, Any], th
     if saved is not None:
         for peer in installed_peers():
             if peer == "onnxruntime":
-                label = f"{peer}@optimized"
+                label = f"{peer}@saved"
                 engines.append(label)
                 models[label] = str(saved)
     with out.progress("timing") as step:
@@ -124,8 +124,12 @@ def _time(out: Output, model: Path, saved: Path | None, feed: dict[str, Any], th
     for r in result.results:
         if r.latency is not None and r.engine not in peers and peers:
             best = min(peers, key=lambda name: peers[name])
-            notes[r.engine] = f"{peers[best] / r.latency.median_ms:.2f}x {best}"
-    out.text("[bold]Side by side[/] (one process each, rounds interleaved; `@optimized` runs the saved model)")
+            notes[r.engine] = f"{peers[best] / r.latency.median_ms:.2f}x"
+    out.text("[bold]Side by side[/]: one process each, rounds interleaved; `@saved` runs the saved model")
+    if notes:
+        out.text(
+            f"the last column is the speed against {escape(min(peers, key=lambda name: peers[name]))}, the best peer"
+        )
     show_side_by_side(out, result, notes)
     return result
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -43,9 +44,14 @@ class Output:
         if title:
             # Not the table's own title, which would be folded to the width of a narrow table.
             self._console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
-        table = Table(header_style="bold")
+        table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+            table.add_column(
+                column,
+                justify="right" if index in right else "left",
+                overflow="fold",
+                no_wrap=index in right or (index == 0 and bool(right)),
+            )
         for row in rows:
             table.add_row(*(escape(str(cell)) for cell in row))
         self._console.print(table)
