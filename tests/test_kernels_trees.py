@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from whet.errors import InvalidArgument
 from whet.formats.onnx import load_model
@@ -91,7 +92,7 @@ def expected(model: onnx.ModelProto, x: np.ndarray[Any, Any]) -> list[Any]:
     return list(session.run(None, {"x": x}))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("function", ["SUM", "AVERAGE", "MIN", "MAX"])
 def test_regressor(seed: int, function: str) -> None:
     rng = np.random.default_rng([seed, 1])
@@ -106,9 +107,12 @@ def test_regressor(seed: int, function: str) -> None:
         aggregate_function=function,
         **attributes,
     )
-    # ONNX Runtime sends NaN along the true branch of BRANCH_NEQ whatever the attribute says; the standard does not.
-    x = rows(rng, missing=seed >= 3 and "BRANCH_NEQ" not in attributes["nodes_modes"])
-    np.testing.assert_allclose(whet(model, x)[0], expected(model, x)[0], rtol=1e-5, atol=1e-5)
+    x = rows(rng, missing=seed >= 3)
+    # ONNX Runtime merges chains of equality branches, wrongly where modes are mixed or elements are NaN; there the
+    # standard's own implementation decides.
+    ordered = not {"BRANCH_EQ", "BRANCH_NEQ"} & set(attributes["nodes_modes"])
+    wanted = expected(model, x) if ordered else ReferenceEvaluator(model).run(None, {"x": x})
+    np.testing.assert_allclose(whet(model, x)[0], wanted[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(4))
