@@ -15,6 +15,7 @@ from whet.errors import (
     WhetError,
 )
 from whet.providers.catalog import get_all_providers, get_available_providers
+from whet.session.device import OrtAllocatorType, OrtDevice, OrtMemoryInfo, OrtMemType
 from whet.session.environment import (
     disable_telemetry_events,
     enable_telemetry_events,
@@ -27,7 +28,7 @@ from whet.session.environment import (
 from whet.session.feeds import ModelMetadata, NodeArg
 from whet.session.inference_session import InferenceSession, OrtEpAssignedNode, OrtEpAssignedSubgraph
 from whet.session.options import ExecutionMode, ExecutionOrder, GraphOptimizationLevel, RunOptions, SessionOptions
-from whet.session.ortvalue import OrtDevice, OrtValue, SparseTensor
+from whet.session.ortvalue import OrtValue, OrtValueVector, SparseTensor
 from whet.session.seed import set_seed
 
 
@@ -76,10 +77,14 @@ __all__ = [
     "NodeArg",
     "NotFound",
     "NotImplemented",
+    "OrtAllocatorType",
     "OrtDevice",
     "OrtEpAssignedNode",
     "OrtEpAssignedSubgraph",
+    "OrtMemType",
+    "OrtMemoryInfo",
     "OrtValue",
+    "OrtValueVector",
     "RunOptions",
     "RuntimeException",
     "SessionOptions",

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
+from whet.config import Limits
 from whet.errors import InvalidArgument, did_you_mean
 
 SESSION_KEYS: dict[str, str] = {
     # Whet's own.
-    "tune": "off, quick or full: how long to search for the fastest tactics",
-    "precision": "float32 (default): the arithmetic that results are computed in",
-    "goal": "latency (default) or throughput",
-    "verify": "1: compare the optimized model with the unoptimized one at load, on random inputs",
+    "goal": "latency (default) or throughput: what a provider that has the choice is set up for",
+    "limits.cse_bytes": "largest constant that is compared with others to merge equal ones",
+    "limits.fold_bytes": "largest constant that folding may make",
+    "limits.fold_seconds": "time that constant folding may take on one model",
+    "limits.model_bytes": "largest model file without its weights",
+    "limits.name_bytes": "longest name in a model",
+    "limits.nesting": "depth of subgraphs and of local functions that call each other",
+    "limits.nodes": "most nodes of a model",
+    "limits.pass_rounds": "most repetitions of a group of passes",
+    "limits.rank": "most dimensions of a tensor",
+    "limits.tensor_bytes": "largest tensor that a node may make",
     # ONNX Runtime's, with effect here.
+    "session.model_external_initializers_file_folder_path": "folder of a model's external data, for models from bytes",
     "session.disable_cpu_ep_fallback": "1: refuse a model of which any node lands on the reference provider",
     "session.record_ep_graph_assignment_info": "1: keep what get_provider_graph_assignment_info returns",
     "optimization.constant_folding_max_output_size_in_bytes": "largest constant that folding may make",
@@ -91,15 +102,20 @@ INERT_RUN_KEYS: frozenset[str] = frozenset(
 )
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "tune": ("off", "quick", "full"),
     "goal": ("latency", "throughput"),
-    "precision": ("float32",),
-    "verify": ("0", "1"),
     "session.disable_cpu_ep_fallback": ("0", "1"),
     "session.record_ep_graph_assignment_info": ("0", "1"),
     "session.load_model_format": ("", "ONNX"),
     "session.save_model_format": ("", "ONNX"),
 }
+_WHOLE = frozenset(
+    {
+        "optimization.constant_folding_max_output_size_in_bytes",
+        "session.optimized_model_external_initializers_min_size_in_bytes",
+        *(key for key in SESSION_KEYS if key.startswith("limits.") and key != "limits.fold_seconds"),
+    }
+)
+_SECONDS_OR_MS = frozenset({"limits.fold_seconds", "deadline_ms"})
 
 
 def check_session_key(key: str, value: str) -> None:
@@ -123,3 +139,28 @@ def _check(key: str, value: str, known: set[str], what: str) -> None:
         raise InvalidArgument(
             f"a value that the {what} does not take", value=key, found=value, expected=" or ".join(map(repr, choices))
         )
+    if key in _WHOLE and not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise InvalidArgument(f"the {what} takes a whole number", value=key, found=value, expected="at least 0")
+    if key in _SECONDS_OR_MS and not _is_duration(value):
+        raise InvalidArgument(f"the {what} takes a number", value=key, found=value, expected="a finite number >= 0")
+
+
+def _is_duration(text: str) -> bool:
+    try:
+        number = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(number) and number >= 0
+
+
+def limit_changes(config: dict[str, str]) -> dict[str, float]:
+    """The fields of `Limits` that checked session keys set."""
+    changes: dict[str, float] = {}
+    folding = config.get("optimization.constant_folding_max_output_size_in_bytes")
+    if folding is not None:
+        changes["fold_bytes"] = int(folding)
+    for field in Limits.__dataclass_fields__:
+        text = config.get(f"limits.{field}")
+        if text is not None:
+            changes[field] = float(text) if field == "fold_seconds" else int(text)
+    return changes

@@ -7,6 +7,7 @@ import platform
 import sys
 
 from whet.errors import InvalidArgument
+from whet.providers.catalog import get_available_providers
 from whet.version import __version__
 
 LOGGER = logging.getLogger("whet")
@@ -37,6 +38,21 @@ def enable_telemetry_events() -> None:
 
 def disable_telemetry_events() -> None:
     """Accepted for compatibility; Whet sends nothing anywhere."""
+
+
+def has_collective_ops() -> bool:
+    """Whether operators that talk between processes are built in: no."""
+    return False
+
+
+def preload_dlls(cuda: bool = True, cudnn: bool = True, msvc: bool = True, directory: str | None = None) -> None:
+    """Accepted for compatibility; a delegate loads the libraries that it needs when it is made."""
+
+
+def print_debug_info() -> None:
+    """Print what a report of a problem should hold: versions, machine, providers."""
+    print(get_build_info())
+    print(f"Providers: {', '.join(get_available_providers())}")
 
 
 def get_device() -> str:

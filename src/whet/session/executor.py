@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from whet.graph import Value
 from whet.graph.tensor import TensorData
 from whet.providers.base import Executable, RunState
-from whet.runtime.values import RuntimeValue, Tensor
+from whet.runtime.values import Map, Optional, RuntimeValue, Tensor
+from whet.runtime.values import Sequence as SequenceValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Executor:
         )
 
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
-        """Compute all outputs. An output that is an input or a constant is a copy: results never alias either."""
+        """Compute all outputs. Results alias neither inputs nor constants nor each other."""
         values: list[RuntimeValue | None] = [*inputs, *([None] * (self._slot_count - self._input_count))]
         for step in self._steps:
             state.check()
@@ -65,12 +66,14 @@ class Executor:
             for slot in step.release:
                 values[slot] = None
         finished: list[RuntimeValue] = []
+        given: set[int] = set()
         for source in self._outputs:
             if isinstance(source, TensorData):
                 finished.append(Tensor.from_numpy(source.numpy().copy(), source.dtype))
-            elif source < self._input_count:
-                finished.append(_copied(_present(values[source])))
+            elif source < self._input_count or source in given:
+                finished.append(copied(_present(values[source])))
             else:
+                given.add(source)
                 finished.append(_present(values[source]))
         return finished
 
@@ -80,5 +83,12 @@ def _present(value: RuntimeValue | None) -> RuntimeValue:
     return value
 
 
-def _copied(value: RuntimeValue) -> RuntimeValue:
-    return Tensor.from_numpy(value.numpy().copy(), value.dtype) if isinstance(value, Tensor) else value
+def copied(value: RuntimeValue) -> RuntimeValue:
+    """The same value in memory of its own."""
+    if isinstance(value, Tensor):
+        return Tensor.from_numpy(value.numpy().copy(), value.dtype)
+    if isinstance(value, SequenceValue):
+        return SequenceValue(tuple(copied(item) for item in value.items))
+    if isinstance(value, Optional):
+        return Optional(None if value.value is None else copied(value.value))
+    return Map(dict(value.items))

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from whet import dtypes
+from whet.dtypes import DType
 from whet.errors import InvalidArgument, did_you_mean
 from whet.graph import Expr, MapType, OptionalType, SequenceType, TensorType, Type, Value
 from whet.graph.types import format_shape
 from whet.runtime.values import Map, Optional, RuntimeValue, Tensor
 from whet.runtime.values import Sequence as SequenceValue
-from whet.session.ortvalue import to_runtime, type_name
+from whet.session.ortvalue import Array, to_runtime, to_tensor, type_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,28 @@ def ort_type(declared: Type | None) -> str:
     return ""
 
 
+_NUMBERS: dict[str, tuple[type, ...]] = {
+    "int": (int, np.integer),
+    "uint": (int, np.integer),
+    "float": (int, float, np.integer, np.floating),
+}
+"""What may stand for the elements of each kind in a map."""
+
+
+def _plain(given: Any, dtype: DType | None) -> Array:
+    """An array of Python numbers, text or lists of them, of `dtype` where their kind fits it.
+
+    Raises ValueError, TypeError or OverflowError for ragged lists and numbers that `dtype` cannot hold.
+    """
+    array = np.array(given)
+    if dtype is None or array.dtype.kind in "OSUT" or dtype is dtypes.STRING:
+        return np.array(given, np.object_) if dtype is dtypes.STRING else array
+    if array.size == 0 or dtype.is_float or array.dtype.kind in ("b" if dtype.kind == "bool" else "biu"):
+        # From the list again, not from the array: numpy refuses a Python number that the type cannot hold.
+        return np.array(given, dtype.numpy)
+    return array
+
+
 class FeedChecker:
     """Turns a caller's feed into runtime values in the model's order, refusing what does not fit by name."""
 
@@ -73,6 +98,10 @@ class FeedChecker:
         Raises InvalidArgument for a missing or unknown name, a wrong element type, rank or size, and for free
         dimensions of one name that differ between inputs.
         """
+        if not isinstance(feed, Mapping):
+            raise InvalidArgument(
+                "the feed is not a mapping", file=self._model, found=type(feed).__name__, expected="{name: value}"
+            )
         if len(feed) != len(self._inputs) or any(name not in self._index for name in feed):
             self._check_names(feed)
         extents: dict[str, tuple[int, str]] = {}
@@ -81,7 +110,7 @@ class FeedChecker:
             if name not in feed:
                 values.append(Optional(None))
                 continue
-            value = to_runtime(feed[name], name)
+            value = self._convert(name, feed[name], declared)
             if isinstance(declared, TensorType):
                 if not isinstance(value, Tensor):
                     raise self._error("an input has the wrong type", name, type_name(value), ort_type(declared))
@@ -90,6 +119,23 @@ class FeedChecker:
                 value = self._check_container(name, value, declared)
             values.append(value)
         return values
+
+    def _convert(self, name: str, given: Any, declared: Type | None) -> RuntimeValue:
+        """The runtime form of `given`; Python numbers, text and (nested) lists take a tensor input's own type."""
+        if isinstance(declared, OptionalType):
+            declared = declared.element
+        try:
+            plain = isinstance(given, (list, tuple, bool, int, float, str)) and not isinstance(given, np.generic)
+            if plain and isinstance(declared, TensorType):
+                return to_tensor(_plain(given, declared.dtype), name)
+            return to_runtime(given, name)
+        except (ValueError, TypeError, OverflowError) as error:
+            if isinstance(error, InvalidArgument):
+                error.file = self._model
+                raise
+            raise self._error(
+                "an input cannot be made a tensor", name, f"{type(given).__name__} ({error})", ort_type(declared)
+            ) from error
 
     def _check_names(self, feed: Mapping[str, Any]) -> None:
         for name in feed:
@@ -161,13 +207,27 @@ class FeedChecker:
                 )
             if declared.element is not None:
                 return SequenceValue(tuple(self._check_container(name, v, declared.element) for v in value.items))
-        if isinstance(declared, MapType) and not isinstance(value, Map):
-            raise self._error("an input has the wrong type", name, type_name(value), ort_type(declared), "Pass a dict.")
+        if isinstance(declared, MapType):
+            if not isinstance(value, Map):
+                raise self._error(
+                    "an input has the wrong type", name, type_name(value), ort_type(declared), "Pass a dict."
+                )
+            self._check_map(name, value, declared)
         if isinstance(declared, TensorType):
             if not isinstance(value, Tensor):
                 raise self._error("an input has the wrong type", name, type_name(value), ort_type(declared))
             self._check_tensor(name, value, declared, {})
         return value
+
+    def _check_map(self, name: str, value: Map, declared: MapType) -> None:
+        element = declared.value.dtype if isinstance(declared.value, TensorType) else None
+        for what, dtype, items in (("key", declared.key, value.items), ("value", element, value.items.values())):
+            if dtype is None:
+                continue
+            kinds = (str,) if dtype is dtypes.STRING else _NUMBERS.get(dtype.kind, ())
+            for item in items:
+                if kinds and (not isinstance(item, kinds) or isinstance(item, (bool, np.bool_))):
+                    raise self._error(f"a map has the wrong type of {what}", name, repr(item), ort_type(declared))
 
     def _error(
         self, problem: str, name: str, found: object, expected: object, hint: str | None = None

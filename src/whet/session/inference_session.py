@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from whet.errors import InvalidArgument, did_you_mean
+from whet.config import DEFAULT_LIMITS
+from whet.errors import Fail, InvalidArgument, NotImplemented, did_you_mean
 from whet.graph import Model
 from whet.graph.tensor import TensorData
 from whet.passes.base import PassReport
-from whet.profiling.trace import TraceRecorder
-from whet.providers.base import CompileEnv, RunState
+from whet.providers.base import CompileEnv, ExecutionProvider, RunState
 from whet.providers.partition import Placement
-from whet.runtime.values import RuntimeValue, Tensor
+from whet.runtime.values import RuntimeValue
 from whet.session import saved_model
+from whet.session.config_keys import limit_changes
+from whet.session.device import OrtDevice, OrtMemoryInfo
+from whet.session.environment import LOGGER
+from whet.session.executor import copied
 from whet.session.feeds import FeedChecker, ModelMetadata, NodeArg, node_arg
-from whet.session.io_binding import IOBinding
+from whet.session.io_binding import IOBinding, fit
 from whet.session.options import RunOptions, SessionOptions
 from whet.session.ortvalue import OrtValue, to_python
 from whet.session.prepare import (
@@ -34,13 +40,20 @@ from whet.session.prepare import (
     load,
     make_providers,
 )
+from whet.session.profile import Profile
 from whet.session.provider_list import normalize
 from whet.session.seed import current_seed
+
+if TYPE_CHECKING:
+    from whet.session.auto import AutoReport
 
 SPECIALIZATIONS = 4
 """How many sets of overridden initializers keep their own compiled form."""
 
 AUTO = "auto"
+
+IGNORED_ARGUMENTS = ("enable_fallback", "read_config_from_model")
+"""Arguments of ONNX Runtime's class that change nothing: nothing falls back, and models hold no configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,85 +102,133 @@ class InferenceSession:
         **kwargs: Any,
     ) -> None:
         disabled = kwargs.pop("disabled_optimizers", None)
+        for accepted in IGNORED_ARGUMENTS:
+            kwargs.pop(accepted, None)
         if kwargs:
             name = next(iter(kwargs))
-            hint = did_you_mean(name, ["sess_options", "providers", "provider_options", "disabled_optimizers"])
-            raise InvalidArgument("unknown argument of InferenceSession", value=name, hint=hint)
+            known = ["sess_options", "providers", "provider_options", "disabled_optimizers", *IGNORED_ARGUMENTS]
+            raise InvalidArgument("unknown argument of InferenceSession", value=name, hint=did_you_mean(name, known))
+        if not isinstance(path_or_bytes, (str, os.PathLike, bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"a model is given by its path or as bytes, not as {type(path_or_bytes).__name__}; "
+                "serialize an onnx.ModelProto with model.SerializeToString()"
+            )
+        if sess_options is not None and not isinstance(sess_options, SessionOptions):
+            raise TypeError(f"sess_options is a whet.SessionOptions, not {type(sess_options)}")
+        in_memory = isinstance(path_or_bytes, (bytes, bytearray, memoryview))
         self._source = path_or_bytes
-        self._options = sess_options if sess_options is not None else SessionOptions()
-        self._profile_start_ns = time.monotonic_ns()
-        self._trace = TraceRecorder(self._profile_start_ns) if self._options.enable_profiling else None
+        self._model_path = None if in_memory else os.fsdecode(path_or_bytes)
+        self._model_name = self._model_path or "<bytes>"
+        self._options = sess_options.snapshot() if sess_options is not None else SessionOptions()
+        self._profile = Profile(self._options.profile_file_prefix) if self._options.enable_profiling else None
+        self._profile_start_ns = time.monotonic_ns() if self._profile is None else self._profile.start_ns
+        if self._profile is not None:
+            # A profile that nobody ends is written when the session goes, as ONNX Runtime does.
+            weakref.finalize(self, self._profile.end)
         self._settings = self._load_settings(disabled)
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._specializations: OrderedDict[frozenset[str], Specialization] = OrderedDict()
-        self._model_name = os.fspath(path_or_bytes) if not isinstance(path_or_bytes, bytes) else "<bytes>"
-        if providers is None and self._options.has_providers():
-            providers = list(self._options._providers)
+        self.auto_report: AutoReport | None = None
+        """What `providers="auto"` measured; None for other sessions."""
+        if self._options.has_providers():
+            if providers is None:
+                providers = list(self._options._providers)
+            else:
+                warnings.warn(
+                    "providers given to InferenceSession replace those of its SessionOptions", UserWarning, stacklevel=2
+                )
         self._set_up(providers, provider_options)
 
     # Set-up
 
     def _set_up(self, providers: Any, provider_options: Any) -> None:
-        if providers == AUTO:
+        """Everything that depends on the providers; the session stays as it was when this fails."""
+        report = None
+        if isinstance(providers, str) and providers == AUTO:
             from whet.session.auto import choose_providers
 
-            providers, self.auto_report = choose_providers(self._source, self._options)
-        self._requested = normalize(providers, provider_options)
+            providers, report = choose_providers(self._source, self._options)
+        requested = normalize(providers, provider_options)
         strict = self._options._config.get("session.disable_cpu_ep_fallback") == "1"
-        self._providers, self._notes = make_providers(
-            self._requested,
+        made, notes = make_providers(
+            requested,
             self._options._custom_ops,
             self._options._custom_op_libraries,
             allow_reference=True,
             strict=strict,
         )
-        self._main = self._specialize(frozenset())
+        stamp = _stamp(self._model_path)
+        main = self._compile(frozenset(), made, notes)
         if strict:
-            check_no_reference(self._main.compiled.placement, self._requested)
+            check_no_reference(main.compiled.placement, requested)
         if self._options.optimized_model_filepath:
-            self.save_optimized_model(self._options.optimized_model_filepath)
-        interface = self._main.compiled.loaded.interface
+            self._save(main, self._options.optimized_model_filepath)
+        self.auto_report = report
+        self._providers, self._notes, self._stamp, self._main = made, notes, stamp, main
+        interface = main.compiled.loaded.interface
         self._inputs = [node_arg(v) for v in interface.inputs]
         self._outputs = [node_arg(v) for v in interface.outputs]
         self._overridable = [node_arg(v) for v in interface.overridable]
         self._overridable_names = frozenset(v.name for v in interface.overridable)
+        with self._lock:
+            self._specializations.clear()
 
     def _load_settings(self, disabled: Sequence[str] | None) -> LoadSettings:
         options = self._options
-        limits = LoadSettings().limits
-        folding = options._config.get("optimization.constant_folding_max_output_size_in_bytes")
-        if folding:
-            limits = replace(limits, fold_bytes=int(folding))
         names = options._config.get("optimization.disable_specified_optimizers", "")
+        limits = replace(DEFAULT_LIMITS, **limit_changes(options._config))  # type: ignore[arg-type]
         return LoadSettings(
             level=options.level,
             limits=limits,
             dims_by_name=dict(options._dims_by_name),
             dims_by_denotation=dict(options._dims_by_denotation),
-            initializers={n: _tensor_data(n, v) for n, v in options._initializers.items()},
+            initializers={n: _tensor_data(v) for n, v in options._initializers.items()},
+            folder=options._config.get("session.model_external_initializers_file_folder_path") or None,
+            files=dict(options._files),
             disabled_passes=frozenset(n for n in (*names.split(";"), *(disabled or ())) if n),
             custom_ops=tuple(options._custom_ops),
         )
 
-    def _specialize(self, overridden: frozenset[str]) -> Specialization:
-        started = time.monotonic_ns()
+    def _compile(
+        self, overridden: frozenset[str], providers: Sequence[ExecutionProvider], notes: Sequence[str]
+    ) -> Specialization:
+        started = time.perf_counter_ns()
         loaded = load(self._source, replace(self._settings, as_inputs=overridden))
-        optimized = time.monotonic_ns()
+        optimized = time.perf_counter_ns()
         env = CompileEnv(
             limits=self._settings.limits,
             level=self._settings.level,
-            intra_op_threads=self._options.intra_op_num_threads,
+            intra_op_threads=max(self._options.intra_op_num_threads, 0),
             goal="throughput" if self._options._config.get("goal") == "throughput" else "latency",
             deterministic=self._options.use_deterministic_compute,
             model_path=loaded.model.path,
         )
-        compiled = compile_model(loaded, self._providers, env, self._notes)
-        if self._trace is not None:
-            self._trace.session_event("model_loading", started, optimized - started)
-            self._trace.session_event("session_initialization", optimized, time.monotonic_ns() - optimized)
+        compiled = compile_model(loaded, providers, env, notes)
+        if self._profile is not None:
+            self._profile.session_event("model_loading", started, optimized)
+            self._profile.session_event("session_initialization", optimized, time.perf_counter_ns())
         names = tuple(v.name for v in loaded.interface.outputs)
-        made = Specialization(compiled, FeedChecker(loaded.interface.inputs, self._model_name), names)
+        return Specialization(compiled, FeedChecker(loaded.interface.inputs, self._model_name), names)
+
+    def _specialization(self, feed: Mapping[str, Any]) -> Specialization:
+        """The compiled form for the initializers that this feed overrides."""
+        overridden = self._overridable_names.intersection(feed) if self._overridable_names else None
+        if not overridden:
+            return self._main
+        with self._lock:
+            found = self._specializations.get(overridden)
+            if found is not None:
+                self._specializations.move_to_end(overridden)
+                return found
+        if _stamp(self._model_path) != self._stamp:
+            raise Fail(
+                "the model file has changed since this session was made, which must read it again to override",
+                file=self._model_path,
+                value=", ".join(sorted(overridden)),
+                hint="Make a new session.",
+            )
+        made = self._compile(overridden, self._providers, self._notes)
         with self._lock:
             self._specializations[overridden] = made
             self._specializations.move_to_end(overridden)
@@ -185,14 +246,33 @@ class InferenceSession:
         Returns arrays; lists for sequences, dicts for maps, None for an empty optional. Raises InvalidArgument for a
         feed that does not fit, RuntimeException naming the node that failed, Terminated when stopped.
         """
-        return [to_python(v) for v in self._run(output_names, input_feed, run_options)]
+        return [to_python(v) for v in self._prepare(output_names, input_feed, run_options)()]
 
     def run_with_ort_values(
         self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, OrtValue],
         run_options: RunOptions | None = None,
     ) -> list[OrtValue]:  # fmt: skip
         """Like `run`, with OrtValues in and out."""
-        return [OrtValue(v) for v in self._run(output_names, input_dict_ort_values, run_options)]
+        return [OrtValue(v) for v in self._prepare(output_names, input_dict_ort_values, run_options)()]
+
+    def run_with_ortvaluevector(
+        self, run_options: RunOptions | None, feed_names: Sequence[str], feeds: Sequence[OrtValue],
+        fetch_names: Sequence[str], fetches: MutableSequence[OrtValue], fetch_devices: Sequence[OrtDevice] = (),
+    ) -> None:  # fmt: skip
+        """Run from lists: `fetches` is filled with the outputs, or its tensors are written where it holds some."""
+        if len(feed_names) != len(feeds) or (len(fetches) and len(fetches) != len(fetch_names)):
+            found = f"{len(feed_names)} names, {len(feeds)} feeds, {len(fetch_names)} outputs, {len(fetches)} fetches"
+            raise InvalidArgument("names and values differ in number", file=self._model_name, found=found)
+        if any(device.device_type() != 0 for device in fetch_devices):
+            raise NotImplemented("outputs on this device are not supported", file=self._model_name, expected="cpu")
+        results = self._prepare(fetch_names, dict(zip(feed_names, feeds, strict=True)), run_options)()
+        if not len(fetches):
+            fetches.extend(OrtValue(r) for r in results)
+            return
+        for name, target, result in zip(fetch_names, fetches, results, strict=True):
+            fit(name, target._tensor(), result)
+        for target, result in zip(fetches, results, strict=True):
+            target.update_inplace(OrtValue(result))
 
     def run_async(
         self,
@@ -202,7 +282,11 @@ class InferenceSession:
         user_data: Any,
         run_options: RunOptions | None = None,
     ) -> None:
-        """Run on another thread; `callback(results, user_data, error)` gets an empty list and a message on failure."""
+        """Run on another thread; `callback(results, user_data, error)` gets an empty list and a message on failure.
+
+        A feed that does not fit is refused here, at once, as `run` refuses it.
+        """
+        ready = self._prepare(output_names, input_feed, run_options)
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(thread_name_prefix="whet-run-async")
@@ -210,52 +294,67 @@ class InferenceSession:
 
         def work() -> None:
             try:
-                results, error = self.run(output_names, input_feed, run_options), ""
+                results, error = [to_python(v) for v in ready()], ""
             except Exception as failure:  # the callback's contract: every failure arrives as its text
                 results, error = [], f"{type(failure).__name__}: {failure}"
-            callback(results, user_data, error)
+            try:
+                callback(results, user_data, error)
+            except Exception:  # nobody else would hear of it: this thread is the pool's
+                LOGGER.exception("the callback of run_async failed")
 
         pool.submit(work)
 
     def run_with_iobinding(self, iobinding: IOBinding, run_options: RunOptions | None = None) -> None:
         """Run with the inputs and outputs of an IOBinding."""
-        names = iobinding.output_names()
-        results = self._run(names, iobinding.feed(), run_options)
-        iobinding.accept(results)
+        if iobinding._session is not self:
+            raise InvalidArgument("an IOBinding runs with the session that made it", file=self._model_name)
+        iobinding.accept(self._prepare(iobinding.output_names(), iobinding.feed(), run_options)())
 
-    def _run(
+    def _prepare(
         self, output_names: Sequence[str] | None, feed: Mapping[str, Any], run_options: RunOptions | None
-    ) -> list[RuntimeValue]:
-        specialization = self._main
-        if self._overridable_names:
-            overridden = self._overridable_names.intersection(feed)
-            if overridden:
-                with self._lock:
-                    found = self._specializations.get(overridden)
-                specialization = found if found is not None else self._specialize(overridden)
-        selected = self._select(specialization, output_names)
+    ) -> Callable[[], list[RuntimeValue]]:
+        """Check a run's arguments; the result is called once, and runs."""
+        if not isinstance(feed, Mapping):
+            found = type(feed).__name__
+            raise InvalidArgument("a feed is a dict", file=self._model_name, found=found, expected="{name: value}")
+        specialization = self._specialization(feed)
+        selected = self._select(specialization.output_names, output_names)
         inputs = specialization.check(feed)
-        state = self._run_state(run_options)
-        started = time.monotonic_ns() if self._trace is not None else 0
-        outputs = specialization.compiled.executor.run(inputs, state)
-        if self._trace is not None:
-            self._trace.node_events(state.events or ())
-            self._trace.session_event("model_run", started, time.monotonic_ns() - started)
-        return outputs if selected is None else [outputs[i] for i in selected]
+        profile = self._profile
+        recording = profile is not None and profile.recording
+        state = self._run_state(run_options, recording)
 
-    def _select(self, specialization: Specialization, output_names: Sequence[str] | None) -> list[int] | None:
+        def run() -> list[RuntimeValue]:
+            started = time.perf_counter_ns() if recording else 0
+            outputs = specialization.compiled.executor.run(inputs, state)
+            if profile is not None and recording:
+                profile.node_events(state.events or ())
+                profile.session_event("model_run", started, time.perf_counter_ns())
+            if selected is None:
+                return outputs
+            # An output that is asked for twice is given twice, never in the same memory.
+            return [copied(outputs[i]) if i in selected[:n] else outputs[i] for n, i in enumerate(selected)]
+
+        return run
+
+    def _select(self, known: Sequence[str], output_names: Sequence[str] | None) -> list[int] | None:
         if not output_names:
             return None
-        known = specialization.output_names
+        if isinstance(output_names, (str, bytes)):
+            raise InvalidArgument(
+                "output_names is a list of names", file=self._model_name, found=repr(output_names), expected="[name]"
+            )
         for name in output_names:
             if name not in known:
                 hint = did_you_mean(str(name), known) or f"The outputs are: {', '.join(known)}."
                 raise InvalidArgument("the model has no such output", file=self._model_name, value=str(name), hint=hint)
         return [known.index(name) for name in output_names]
 
-    def _run_state(self, run_options: RunOptions | None) -> RunState:
-        state = RunState(seed=current_seed(), events=[] if self._trace is not None else None)
+    def _run_state(self, run_options: RunOptions | None, recording: bool) -> RunState:
+        state = RunState(seed=current_seed(), events=[] if recording else None)
         if run_options is not None:
+            if not isinstance(run_options, RunOptions):
+                raise InvalidArgument("run_options is a whet.RunOptions", found=type(run_options).__name__)
             state.cancel = run_options._cancel
             deadline = run_options._config.get("deadline_ms")
             if deadline is not None:
@@ -287,7 +386,16 @@ class InferenceSession:
         )
 
     def get_session_options(self) -> SessionOptions:
-        return self._options
+        """A copy of the options that the session was made with."""
+        return self._options.snapshot()
+
+    def get_input_memory_infos(self) -> list[OrtMemoryInfo]:
+        """Where each input is read: in plain memory."""
+        return [OrtMemoryInfo() for _ in self._inputs]
+
+    def get_output_memory_infos(self) -> list[OrtMemoryInfo]:
+        """Where each output is written: in plain memory."""
+        return [OrtMemoryInfo() for _ in self._outputs]
 
     def get_providers(self) -> list[str]:
         """The providers of this session, in order of priority."""
@@ -301,9 +409,7 @@ class InferenceSession:
         providers: Sequence[str | tuple[str, dict[Any, Any]]] | str | None = None,
         provider_options: Sequence[dict[Any, Any]] | None = None,
     ) -> None:
-        """Place and compile the model again, for other providers. Not while runs are under way."""
-        with self._lock:
-            self._specializations.clear()
+        """Load, place and compile the model again, for other providers; on an error the session stays as it was."""
         self._set_up(providers, provider_options)
 
     def disable_fallback(self) -> None:
@@ -334,7 +440,18 @@ class InferenceSession:
 
     def save_optimized_model(self, path: str | os.PathLike[str]) -> None:
         """Write the optimized model in a form that ONNX Runtime reads; on an error nothing is left behind."""
-        saved_model.save(self._main.compiled.loaded.model, path, fuse=self._settings.level != "disabled")
+        self._save(self._main, path)
+
+    def _save(self, specialization: Specialization, path: str | os.PathLike[str]) -> None:
+        config = self._options._config
+        least = config.get("session.optimized_model_external_initializers_min_size_in_bytes")
+        saved_model.save(
+            specialization.compiled.loaded.model,
+            path,
+            fuse=self._settings.level != "disabled",
+            data_name=config.get("session.optimized_model_external_initializers_file_name"),
+            data_min_bytes=int(least) if least is not None else saved_model.EXTERNAL_BYTES,
+        )
 
     def get_provider_graph_assignment_info(self) -> list[OrtEpAssignedSubgraph]:
         """The nodes of each part. Needs the session key `session.record_ep_graph_assignment_info`, as ORT does."""
@@ -353,15 +470,11 @@ class InferenceSession:
     # Profiling
 
     def end_profiling(self) -> str:
-        """Write the Chrome trace and return its path; later runs are not recorded. Raises when profiling is off."""
-        if self._trace is None:
-            raise InvalidArgument(
-                "profiling is off", hint="Set SessionOptions.enable_profiling before the session is made."
-            )
-        path = f"{self._options.profile_file_prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}.json"
-        self._trace.write(path)
-        self._trace = None
-        return path
+        """Write the Chrome trace and return its path; later runs are not recorded.
+
+        Returns the same path when called again, and an empty string when profiling is off.
+        """
+        return "" if self._profile is None else self._profile.end()
 
     def get_profiling_start_time_ns(self) -> int:
         """`time.monotonic_ns()` at which the profile's time stamps begin."""
@@ -371,11 +484,26 @@ class InferenceSession:
 
     def io_binding(self) -> IOBinding:
         """A new, empty IOBinding for this session."""
-        return IOBinding([a.name for a in (*self._inputs, *self._overridable)], [a.name for a in self._outputs])
+        return IOBinding(self)
+
+    def create_ortvalue_from_shape_and_type(
+        self, shape: Sequence[int], element_type: Any, device_type: str, device_id: int = 0, vendor_id: int = -1
+    ) -> OrtValue:
+        """A new, zero-filled tensor, to be bound to this session or any other."""
+        return OrtValue.ortvalue_from_shape_and_type(shape, element_type, device_type, device_id, vendor_id)
 
 
-def _tensor_data(name: str, value: OrtValue) -> TensorData:
-    tensor = value._value
-    if not isinstance(tensor, Tensor):
-        raise InvalidArgument("an initializer must be a tensor", value=name, found=value.data_type())
+def _tensor_data(value: OrtValue) -> TensorData:
+    tensor = value._tensor()
     return TensorData.from_array(tensor.numpy(), tensor.dtype)
+
+
+def _stamp(path: str | None) -> tuple[int, ...] | None:
+    """What tells a file from the one that replaces it; None for models in memory, and for a file that is gone."""
+    if path is None:
+        return None
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from whet import dtypes
 from whet.errors import InvalidArgument, NotImplemented, did_you_mean
-from whet.runtime.values import RuntimeValue, Tensor
-from whet.session.ortvalue import OrtValue, _dtype_from, to_python, to_tensor
+from whet.runtime.values import CPU, Buffer, RuntimeValue, Tensor
+from whet.session.device import OrtDevice
+from whet.session.feeds import NodeArg
+from whet.session.ortvalue import OrtValue, OrtValueVector, _dtype_from, to_python, to_tensor
+
+
+class BindableSession(Protocol):
+    """What a binding asks of its session."""
+
+    def get_inputs(self) -> list[NodeArg]: ...
+
+    def get_outputs(self) -> list[NodeArg]: ...
+
+    def get_overridable_initializers(self) -> list[NodeArg]: ...
 
 
 class IOBinding:
     """What a run reads and where its results go. Results are copied into bound buffers, which must fit exactly."""
 
-    def __init__(self, input_names: Sequence[str], output_names: Sequence[str]) -> None:
-        self._input_names = tuple(input_names)
-        self._output_names = tuple(output_names)
+    def __init__(self, session: BindableSession) -> None:
+        self._session = session
+        self._input_names = tuple(a.name for a in (*session.get_inputs(), *session.get_overridable_initializers()))
+        self._output_names = tuple(a.name for a in session.get_outputs())
         self._inputs: dict[str, RuntimeValue] = {}
         self._targets: dict[str, Tensor | None] = {}
         self._results: list[OrtValue] = []
@@ -50,7 +66,7 @@ class IOBinding:
         """Ask for this output: in new memory, or at `buffer_ptr` (with `element_type` and `shape`)."""
         self._check(name, self._output_names, "output")
         if buffer_ptr is None:
-            if device_type.lower() != "cpu":
+            if OrtDevice(device_type.lower()).device_type() != 0:
                 raise _other_device(name, device_type)
             self._targets[name] = None
             return
@@ -59,16 +75,20 @@ class IOBinding:
         self._targets[name] = _borrow(name, device_type, element_type, shape, buffer_ptr, read_only=False)
 
     def bind_ortvalue_output(self, name: str, ortvalue: OrtValue) -> None:
-        """Write this output into the OrtValue's memory."""
+        """Write this output into the OrtValue's memory. Raises InvalidArgument for read-only memory."""
         self._check(name, self._output_names, "output")
-        self._targets[name] = ortvalue._tensor()
+        target = ortvalue._tensor()
+        if not target.numpy().flags.writeable:
+            raise InvalidArgument("an output is bound to read-only memory", value=name, found=target)
+        self._targets[name] = target
 
     def get_outputs(self) -> list[OrtValue]:
         """The results of the last run, in the order in which the outputs were bound."""
         return list(self._results)
 
-    def get_outputs_as_ortvaluevector(self) -> list[OrtValue]:
-        return list(self._results)
+    def get_outputs_as_ortvaluevector(self) -> OrtValueVector:
+        """The same, as ONNX Runtime's vector class."""
+        return OrtValueVector(self._results)
 
     def copy_outputs_to_cpu(self) -> list[Any]:
         """The results of the last run as arrays of their own."""
@@ -103,17 +123,15 @@ class IOBinding:
 
     def accept(self, results: Sequence[RuntimeValue]) -> None:
         """Take a run's results, copying them into bound buffers. Raises InvalidArgument where one does not fit."""
-        self._results = []
         for (name, target), result in zip(self._targets.items(), results, strict=True):
-            if target is None:
-                self._results.append(OrtValue(result))
-                continue
-            if not isinstance(result, Tensor) or result.dtype is not target.dtype or result.shape != target.shape:
-                raise InvalidArgument(
-                    "the result does not fit the bound output", value=name, found=result, expected=target
-                )
-            np.copyto(target.numpy(), result.numpy())
-            self._results.append(OrtValue(target))
+            if target is not None:
+                fit(name, target, result)
+        accepted = []
+        for target, result in zip(self._targets.values(), results, strict=True):
+            if target is not None and isinstance(result, Tensor):
+                np.copyto(target.numpy(), result.numpy())
+            accepted.append(OrtValue(result if target is None else target))
+        self._results = accepted
 
     def _check(self, name: str, known: tuple[str, ...], what: str) -> None:
         if name not in known:
@@ -121,18 +139,33 @@ class IOBinding:
             raise InvalidArgument(f"the model has no such {what}", value=name, hint=hint)
 
 
+def fit(name: str, target: Tensor, result: RuntimeValue) -> None:
+    """Raise InvalidArgument unless the result of the output `name` has the type and shape of `target`."""
+    if not isinstance(result, Tensor) or result.dtype is not target.dtype or result.shape != target.shape:
+        raise InvalidArgument("the result does not fit the bound output", value=name, found=result, expected=target)
+
+
 def _borrow(
     name: str, device_type: str, element_type: Any, shape: Sequence[int], address: int, *, read_only: bool
 ) -> Tensor:
-    if device_type.lower() != "cpu":
+    if OrtDevice(device_type.lower()).device_type() != 0:
         raise _other_device(name, device_type)
-    from whet.runtime.values import CPU, Buffer
-
     dtype = _dtype_from(element_type)
-    extents = tuple(int(d) for d in shape)
-    nbytes = int(np.prod(extents, dtype=np.int64)) * dtype.numpy.itemsize
+    if dtype is dtypes.STRING or dtype.is_packed:
+        raise NotImplemented(
+            "this element type cannot be bound by address", value=name, found=dtype, hint="Bind an OrtValue."
+        )
+    extents = tuple(operator.index(d) for d in shape)
+    if any(d < 0 for d in extents):
+        raise InvalidArgument("a bound buffer has a negative extent", value=name, found=list(extents))
+    nbytes = math.prod(extents) * dtype.numpy.itemsize
     if address == 0 and nbytes:
         raise InvalidArgument("a bound buffer has a null address", value=name)
+    if address % dtype.numpy.alignment:
+        raise InvalidArgument(
+            "a bound buffer is misaligned", value=name, found=hex(address),
+            expected=f"a multiple of {dtype.numpy.alignment}",
+        )  # fmt: skip
     return Tensor(Buffer(CPU, int(address), nbytes, None, read_only), dtype, extents, None)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from whet.config import DEFAULT_LIMITS, Limits
 from whet.errors import EPFail, InvalidArgument, NotImplemented, did_you_mean
 from whet.formats.onnx import load_model
-from whet.graph import Graph, Model, TensorData, TensorType, Value, extract
+from whet.graph import Graph, Model, TensorData, TensorType, Type, Value, extract
 from whet.graph.dims import Dim, Expr
 from whet.ops.custom import CustomOp
 from whet.passes.base import PassDriver, PassReport
@@ -35,6 +35,11 @@ class LoadSettings:
     dims_by_name: Mapping[str, int] = field(default_factory=dict)
     dims_by_denotation: Mapping[str, int] = field(default_factory=dict)
     initializers: Mapping[str, TensorData] = field(default_factory=dict)
+    """Contents that initializers have in place of the file's."""
+    folder: str | None = None
+    """Where external data lies, in place of the model's own folder."""
+    files: Mapping[str, memoryview] = field(default_factory=dict)
+    """External files by location, held in memory."""
     disabled_passes: frozenset[str] = frozenset()
     custom_ops: Sequence[CustomOp] = ()
 
@@ -69,8 +74,14 @@ class Compiled:
 
 def load(source: Source, settings: LoadSettings, *, stop_after: int | None = None) -> Loaded:
     """Load a model and run the passes of its level (only the first `stop_after` patches, for bisection)."""
-    model = load_model(source, settings.limits, as_inputs=settings.as_inputs)
-    _replace_initializers(model, settings.initializers)
+    model = load_model(
+        source,
+        settings.limits,
+        as_inputs=settings.as_inputs,
+        initializers=settings.initializers,
+        folder=settings.folder,
+        files=settings.files,
+    )
     _override_dims(model, settings)
     declared = [(v.name, v.type) for v in model.graph.outputs]
     report = optimize(
@@ -82,7 +93,7 @@ def load(source: Source, settings: LoadSettings, *, stop_after: int | None = Non
         custom={op.op: op.infer for op in settings.custom_ops if op.infer is not None},
     )
     outputs = tuple(
-        Value(name, declared_type if _says_something(declared_type) else value.type)
+        Value(name, _merged(declared_type, value.type))
         for (name, declared_type), value in zip(declared, model.graph.outputs, strict=True)
     )
     interface = Interface(tuple(model.graph.inputs), outputs, tuple(model.graph.overridable))
@@ -164,47 +175,60 @@ def _around(model: Model, graph: Graph) -> Model:
     )
 
 
-def _says_something(declared: object) -> bool:
-    return declared is not None and not (isinstance(declared, TensorType) and declared.shape is None)
+def _merged(declared: Type | None, inferred: Type | None) -> Type | None:
+    """The file's own words for an output, with what inference adds: a missing type or shape, fixed extents."""
+    if declared is None or not isinstance(declared, TensorType) or not isinstance(inferred, TensorType):
+        return declared or inferred
+    if declared.shape is None or inferred.shape is None or len(declared.shape) != len(inferred.shape):
+        return inferred if declared.shape is None else declared
+    shape = (i if isinstance(i, int) else d for d, i in zip(declared.shape, inferred.shape, strict=True))
+    return TensorType(declared.dtype or inferred.dtype, tuple(shape), declared.sparse)
 
 
 def _override_dims(model: Model, settings: LoadSettings) -> None:
-    """Replace free dimensions by name or denotation. Raises InvalidArgument for a name that no input has."""
+    """Fix free dimensions by name or denotation, in all types that the model states.
+
+    Raises InvalidArgument for a name or denotation that no input has.
+    """
     by_name = dict(settings.dims_by_name)
-    unknown = set(by_name)
-    for value in model.graph.inputs:
-        if not isinstance(value.type, TensorType) or value.type.shape is None:
-            continue
-        denotations = model.denotations.get(value.name, ())
-        shape: list[Dim] = []
-        for axis, dim in enumerate(value.type.shape):
-            denotation = denotations[axis] if axis < len(denotations) else ""
-            new = dim
-            if isinstance(dim, Expr):
-                unknown -= dim.names()
-                new = dim.substitute(by_name)
-            if not isinstance(new, int) and denotation in settings.dims_by_denotation:
-                new = settings.dims_by_denotation[denotation]
-            shape.append(new)
-        value.type = TensorType(value.type.dtype, tuple(shape), value.type.sparse)
-    if unknown:
-        names = {n for v in model.graph.inputs for d in v.shape or () if isinstance(d, Expr) for n in d.names()}
-        raise InvalidArgument(
-            "a free dimension override names no dimension of the model's inputs",
-            value=", ".join(sorted(unknown)),
-            expected=", ".join(sorted(names)) or "a model with free dimensions",
-        )
-
-
-def _replace_initializers(model: Model, replacements: Mapping[str, TensorData]) -> None:
-    """Give initializers other contents. Raises InvalidArgument for a name or a type that does not fit."""
-    if not replacements:
+    if not by_name and not settings.dims_by_denotation:
         return
-    constants = {v.name: v for g in model.graph.all_graphs() for v in (*g.constants(), *g.overridable)}
-    for name, data in replacements.items():
-        value = constants.get(name)
-        if value is None or value.data is None:
-            raise InvalidArgument("the model has no such initializer", value=name, hint=did_you_mean(name, constants))
-        if (data.dtype, data.shape) != (value.data.dtype, value.data.shape):
-            raise InvalidArgument("an initializer has the wrong type", value=name, found=data, expected=value.data)
-        value.data = data
+    free: dict[str, None] = {}
+    denoted: dict[str, None] = {}
+    for value in model.graph.inputs:
+        denotations = model.denotations.get(value.name, ())
+        shape: list[Dim] = list(value.shape or ())
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, Expr):
+                free.update(dict.fromkeys(dim.names()))
+            denotation = denotations[axis] if axis < len(denotations) else ""
+            if not denotation:
+                continue
+            denoted[denotation] = None
+            size = settings.dims_by_denotation.get(denotation)
+            if size is None or isinstance(dim, int):
+                continue
+            shape[axis] = size
+            # A named dimension has this size wherever the name stands.
+            if isinstance(dim, Expr) and dim.name is not None:
+                by_name.setdefault(dim.name, size)
+        if isinstance(value.type, TensorType) and value.type.shape is not None:
+            value.type = TensorType(value.type.dtype, tuple(shape), value.type.sparse)
+    for wanted, known, what in (
+        (settings.dims_by_name, free, "name"),
+        (settings.dims_by_denotation, denoted, "denotation"),
+    ):
+        for name in wanted:
+            if name not in known:
+                raise InvalidArgument(
+                    f"no input of the model has a free dimension of this {what}",
+                    file=model.path,
+                    value=name,
+                    expected=", ".join(known) or "none",
+                    hint=did_you_mean(name, known),
+                )
+    for graph in model.graph.all_graphs():
+        for value in (*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)):
+            if isinstance(value.type, TensorType) and value.type.shape is not None:
+                fixed = tuple(d.substitute(by_name) if isinstance(d, Expr) else d for d in value.type.shape)
+                value.type = TensorType(value.type.dtype, fixed, value.type.sparse)

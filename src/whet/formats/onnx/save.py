@@ -11,7 +11,7 @@ from typing import BinaryIO
 import onnx
 
 from whet.errors import Fail, InvalidArgument, NoSuchFile
-from whet.formats.onnx.wire import Payloads, restore
+from whet.formats.onnx.wire import LIFT_BYTES, Payloads, restore
 from whet.formats.onnx.write import Writer
 from whet.graph import Model
 
@@ -28,17 +28,24 @@ def save_model(
     opset: int | None = None,
     external_data: bool | None = None,
     embedded_bytes: int = EMBEDDED_BYTES,
+    data_name: str | None = None,
+    data_min_bytes: int = LIFT_BYTES,
 ) -> None:
     """Write the model to `path` (see `to_proto` for the opset).
 
-    With `external_data`, and by default for models past `embedded_bytes` (2 GB), tensors of 1 KiB and more go to
-    `<path>.data` beside it. Files appear whole under their names, or not at all; weights are streamed, so no second
-    copy of them is made. A model may be saved over the file that it was loaded from.
+    With `external_data`, and by default for models past `embedded_bytes` (2 GB), tensors of `data_min_bytes` and more
+    go to a file beside it, called `data_name` or else `<path>.data`. Files appear whole under their names, or not at
+    all; weights are streamed, so no second copy of them is made. A model may be saved over the file that it was loaded
+    from.
 
-    Raises InvalidGraph (an operator that the opset lacks), InvalidArgument (too large to embed), NoSuchFile (the
-    folder cannot be written) and Fail (the disk is full, or the like).
+    Raises InvalidGraph (an operator that the opset lacks), InvalidArgument (too large to embed, or a `data_name` that
+    is no name of its own), NoSuchFile (the folder cannot be written) and Fail (the disk is full, or the like).
     """
     target = os.path.abspath(os.fspath(path))
+    folder, own_name = os.path.split(target)
+    location = data_name if data_name is not None else f"{own_name}.data"
+    if os.path.basename(location) != location or location in ("", own_name, ".", ".."):
+        raise InvalidArgument("external data lies in a file beside the model", file=target, value=location)
     payloads = Payloads()
     proto = Writer(model, opset, payloads).model()
     rest = proto.SerializeToString()
@@ -56,17 +63,21 @@ def save_model(
         with _publish(target) as (file,):
             _write_message(file, rest, payloads)
         return
-    with _publish(f"{target}.data", target) as (data_file, file):
-        _write_external(data_file, proto, payloads, f"{os.path.basename(target)}.data")
+    with _publish(os.path.join(folder, location), target) as (data_file, file):
+        _write_external(data_file, proto, payloads, location, data_min_bytes)
         # Tensors inside node attributes stay embedded, as readers expect.
         _write_message(file, proto.SerializeToString(), payloads)
 
 
-def _write_external(file: BinaryIO, proto: onnx.ModelProto, payloads: Payloads, location: str) -> None:
+def _write_external(file: BinaryIO, proto: onnx.ModelProto, payloads: Payloads, location: str, min_bytes: int) -> None:
     offset = 0
     for tensor in proto.graph.initializer:
-        payload = payloads.find(tensor.raw_data) if tensor.HasField("raw_data") else None
+        if not tensor.HasField("raw_data"):
+            continue
+        payload = payloads.find(tensor.raw_data)
         if payload is None:
+            payload = memoryview(tensor.raw_data)
+        if len(payload) < max(min_bytes, 1):
             continue
         padding = -offset % ALIGNMENT
         file.write(b"\0" * padding)
