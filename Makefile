@@ -12,8 +12,8 @@ demo: $(VENV)/.demo
 test: lint unit
 
 lint: $(VENV)/.test
-	$(BIN)/ruff format --check src tests training
-	$(BIN)/ruff check src tests training
+	$(BIN)/ruff format --check src tests training benchmarks
+	$(BIN)/ruff check src tests training benchmarks
 	$(BIN)/mypy
 
 unit: $(VENV)/.test
