@@ -276,6 +276,23 @@ def test_shape_arithmetic_moves_to_the_inputs() -> None:
         assert_same(proto, model, {"x": random_array(shape)}, rtol=1e-6)
 
 
+def test_shape_arithmetic_with_differences() -> None:
+    body = """
+    c = Neg(x) s = Shape(c) a = Gather(s, zero) b = Gather(s, one)
+    d = Sub(a, b) u = Unsqueeze(d, axes) z = ConstantOfShape(u)
+    e = Exp(x) t = Shape(e) n = Gather(t, zero) m = Gather(t, one)
+    h = Neg(m) r = Range(h, n, one) f = Cast<to = 1>(r)
+    y = Concat<axis = 0>(z, f)
+    """
+    proto = build("float[N,M] x", "float y", body, zero=np.int64(0), one=np.int64(1), axes=np.array([0]))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model = run_passes(proto, ShapeArithmetic())
+    assert {n.op for n in model.graph} >= {"Sub", "Neg", "Shape"}
+    assert "Gather" not in ops(model)
+    for shape in ((5, 2), (3, 3), (4, 0)):
+        assert_same(proto, model, {"x": random_array(shape)})
+
+
 def test_shape_arithmetic_that_is_short_already_stays() -> None:
     proto = build("float[N,3] x, float[M] z", "float y", "s = Shape(x) t = ConstantOfShape(s) y = Add(t, x)")
     proto.graph.output[0].type.tensor_type.ClearField("shape")

@@ -142,6 +142,12 @@ PAIRS: list[tuple[str, str, dict[str, Any], dict[str, int]]] = [
         {"s": vector(1), "e": vector(2**63 - 1), "f": vector(2), "i": vector(2)},
         {"Slice": 1},
     ),
+    (
+        "slices of one axis, the second longer",
+        "a = Slice(x, s, e, i) m = Slice(a, s, f, i)",
+        {"s": vector(1), "e": vector(3), "f": vector(9), "i": vector(2)},
+        {"Slice": 1},
+    ),
     ("unsqueezes", "a = Unsqueeze(x, s) m = Unsqueeze(a, t)", {"s": vector(1), "t": vector(0, -1)}, {"Unsqueeze": 1}),
     ("unsqueeze and squeeze", "a = Unsqueeze(x, s) m = Squeeze(a, t)", {"s": vector(1), "t": vector(-3)}, {}),
     ("squeezes", "u = Neg(x) v = Unsqueeze(u, s) w = Neg(v) a = Squeeze(w, t) m = Squeeze(a, t)",
