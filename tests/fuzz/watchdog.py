@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 
+import psutil
+
 from .cases import Outcome, run_case
 
 CASE_SECONDS = 30.0
-MEMORY_BYTES = 6 << 30
+MEMORY_BYTES = 1 << 30  # on top of what the interpreter and its libraries have mapped
 START_SECONDS = 60.0
 
 
 def _serve(connection: Connection) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    limit = psutil.Process().memory_info().vms + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send("ready")
     while True:

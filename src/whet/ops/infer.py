@@ -23,6 +23,12 @@ def infer_graph(graph: Graph, custom: Mapping[str, Infer] = NO_CUSTOM, depth: in
     Types that the model declares stay where inference knows less and give way where it knows better. Raises
     InvalidGraph naming the node whose inputs cannot be right.
     """
+    for value in graph.inputs:
+        try:
+            check_countable(value.type)
+        except InvalidGraph as error:
+            error.value = value.name
+            raise
     for node in graph:
         infer_node(node, custom, depth)
 
@@ -59,10 +65,22 @@ def infer_node(node: Node, custom: Mapping[str, Infer] = NO_CUSTOM, depth: int =
 def _bounded(kind: Type) -> Type:
     """The type without expressions that have grown too long to follow."""
     if isinstance(kind, TensorType) and kind.shape is not None:
+        check_countable(kind)
         for dim in kind.shape:
             if isinstance(dim, Expr) and dim.size > MAX_SIZE:
                 return TensorType(kind.dtype, tuple(map(bounded, kind.shape)), kind.sparse)
     return kind
+
+
+def check_countable(kind: Type | None) -> None:
+    """Raise InvalidGraph for a tensor whose elements an int64 cannot count, however small its free dimensions are."""
+    if isinstance(kind, TensorType) and kind.shape is not None:
+        count = 1
+        for dim in kind.shape:
+            if isinstance(dim, int):
+                count *= dim
+        if count >= 1 << 63:
+            raise InvalidGraph("a tensor is too large", found=list(kind.shape), expected="fewer than 2^63 elements")
 
 
 def _split_elements(node: Node) -> None:
