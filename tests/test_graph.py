@@ -395,3 +395,21 @@ def test_text_shows_types_attributes_and_constants() -> None:
     assert "y: int64[n,?] = Abs(k(2)) {axes=[1, 2]}" in text
     assert x.shape is not None
     assert math.prod(d for d in x.shape if isinstance(d, int)) == 2
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_iteration_goes_on_after_the_current_and_the_next_node_are_removed(backwards: bool) -> None:
+    graph = Graph("g")
+    value = Value("x", TensorType(dtypes.FLOAT32, (1,)))
+    graph.inputs = [value]
+    nodes = [Node("Relu", [value], [f"y{i}"]) for i in range(6)]
+    for node in nodes:
+        graph.append(node)
+    order = list(reversed(nodes)) if backwards else nodes
+    seen = []
+    for node in reversed(graph) if backwards else graph:
+        seen.append(node)
+        if node is order[1]:
+            for removed in order[1:4]:
+                graph.remove(removed)
+    assert seen == [order[0], order[1], order[4], order[5]]

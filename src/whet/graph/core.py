@@ -270,9 +270,9 @@ class Graph:
         while node is not None:
             following = node._next
             yield node
-            # `following` may have been removed meanwhile: then go on from the current node, if that still stands.
-            if following is not None and following.graph is not self:
-                following = node._next if node.graph is self else None
+            # Nodes removed meanwhile still point at what followed them: go on from the first one that still stands.
+            while following is not None and following.graph is not self:
+                following = following._next
             node = following
 
     def __reversed__(self) -> Iterator[Node]:
@@ -280,8 +280,8 @@ class Graph:
         while node is not None:
             previous = node._prev
             yield node
-            if previous is not None and previous.graph is not self:
-                previous = node._prev if node.graph is self else None
+            while previous is not None and previous.graph is not self:
+                previous = previous._prev
             node = previous
 
     @property

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx.defs
-from onnx.reference.op_run import OpRun
-from onnx.reference.ops import load_op
-from onnx.reference.ops.aionnx_preview import load_op as load_preview_op
-from onnx.reference.ops.aionnx_preview_training import load_op as load_training_op
-from onnx.reference.ops.aionnxml import load_op as load_ml_op
 
 from whet.formats.onnx import node_to_proto
 from whet.graph import Graph, Node
 
-_LOADERS: Mapping[str, Callable[..., Any]] = {
-    "": load_op,
-    "ai.onnx.ml": load_ml_op,
-    "ai.onnx.preview": load_preview_op,
-    "ai.onnx.preview.training": load_training_op,
+# Looked up by name when the first kernel is asked for: importing them costs more than most models take to load.
+_LOADERS: Mapping[str, str] = {
+    "": "onnx.reference.ops",
+    "ai.onnx.ml": "onnx.reference.ops.aionnxml",
+    "ai.onnx.preview": "onnx.reference.ops.aionnx_preview",
+    "ai.onnx.preview.training": "onnx.reference.ops.aionnx_preview_training",
 }
 
 _WRITES_ITS_INPUT: frozenset[str] = frozenset({"MaxUnpool", "Imputer", "Binarizer", "Normalizer"})
@@ -29,16 +26,19 @@ _WRITES_ITS_INPUT: frozenset[str] = frozenset({"MaxUnpool", "Imputer", "Binarize
 
 
 @cache
-def _kernel_class(domain: str, op_type: str) -> type[OpRun] | None:
-    loader = _LOADERS.get(domain)
-    if loader is None:
+def _kernel_class(domain: str, op_type: str) -> type[Any] | None:
+    module = _LOADERS.get(domain)
+    if module is None:
         return None
+    base = importlib.import_module("onnx.reference.op_run").OpRun
     try:
-        found = loader(domain, op_type, onnx.defs.onnx_opset_version() if domain == "" else None)
+        found = importlib.import_module(module).load_op(
+            domain, op_type, onnx.defs.onnx_opset_version() if domain == "" else None
+        )
     except (NotImplementedError, AssertionError, KeyError, RuntimeError):
         # How the loaders say that they have no kernel (for an operator that is a function: by an assertion).
         return None
-    return found if isinstance(found, type) and issubclass(found, OpRun) else None
+    return found if isinstance(found, type) and issubclass(found, base) else None
 
 
 def has_onnx_kernel(node: Node) -> bool:
@@ -66,7 +66,7 @@ def onnx_kernel(node: Node) -> Callable[[Sequence[Any]], Sequence[Any]]:
         arguments = [protect(x) if isinstance(x, np.ndarray) else x for x in inputs]
         while arguments and arguments[-1] is None:
             arguments.pop()
-        outputs: Sequence[Any] = instance.run(*arguments)  # type: ignore[no-untyped-call]
+        outputs: Sequence[Any] = instance.run(*arguments)
         return outputs
 
     return run
