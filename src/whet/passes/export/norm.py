@@ -17,6 +17,9 @@ class FuseSkipNorm(NodePass):
     name = "skip-layer-norm"
     roots = frozenset({"LayerNormalization", "RMSNormalization"})
 
+    def __init__(self, *, absorb_bias: bool = True) -> None:
+        self.absorb_bias = absorb_bias
+
     def rewrite(self, node: Node, context: PassContext) -> Patch | None:
         total = node.inputs[0]
         add = producer(total, "Add")
@@ -41,7 +44,7 @@ class FuseSkipNorm(NodePass):
             return None
         simplified = node.op_type == "RMSNormalization"
         inputs: list[Value | None] = [left, right, *node.inputs[1:]]
-        for index in (0, 1):
+        for index in (0, 1) if self.absorb_bias else ():
             bias_add = producer(inputs[index], "Add")
             if bias_add is None or bias_add.output.only_use is not add or bias_add.graph is not node.graph:
                 continue

@@ -48,7 +48,7 @@ class FuseAttention(NodePass):
     A boolean or -inf mask stays one; a finite one is handed on as it is.
     """
 
-    name = "fuse-attention"
+    name = "attention"
     roots = frozenset({"MatMul", "Einsum"})
 
     def rewrite(self, node: Node, context: PassContext) -> Patch | None:

@@ -37,7 +37,7 @@ class FuseEmbedLayerNorm(NodePass):
     The fused operator refuses negative indices, which Gather counts from the end.
     """
 
-    name = "fuse-embed-layer-norm"
+    name = "embed-layer-norm"
     roots = frozenset({"LayerNormalization"})
 
     def rewrite(self, node: Node, context: PassContext) -> Patch | None:

@@ -44,7 +44,7 @@ class Rotation:
 class FuseRotary(NodePass):
     """x * cos + rotate(x) * sin, by halves or by pairs, of all columns or of the first ones, as RotaryEmbedding."""
 
-    name = "fuse-rotary"
+    name = "rotary-embedding"
     roots = frozenset({"Add", "Concat", "Reshape"})
 
     def rewrite(self, node: Node, context: PassContext) -> Patch | None:
