@@ -14,9 +14,12 @@ from .generator import generate
 from .shrink import Shrunk, shrink, write_fixture
 
 
-def run_seed(seed: int, share_saved: int, write: Path | None) -> tuple[int, str, list[str]]:
-    """Checks one seed: (seed, "ok" | "refused" | "failed", lines to print)."""
-    stages = [stage for stage in ALL_STAGES if stage != "saved" or seed % share_saved == 0]
+def run_seed(seed: int, share: int, write: Path | None) -> tuple[int, str, list[str]]:
+    """Checks one seed: (seed, "ok" | "refused" | "failed", lines to print).
+
+    The saved model, and level `all` (on the reference provider the same passes as `extended`), of every `share`-th seed.
+    """
+    stages = [stage for stage in ALL_STAGES if stage not in ("saved", "all") or seed % share == 0]
     case = generate(seed)
     try:
         failures = check(case.model, case.feeds, inexact=case.inexact, stages=stages)
