@@ -16,9 +16,12 @@ def _verify_graph(graph: Graph, outer: set[Value], names: dict[str, Value]) -> N
     defined = set(outer)
     for value in (*graph.inputs, *graph.overridable):
         _define(value, defined, names, f"input of graph {graph.name!r}")
-    for node in graph:
-        if node.graph is not graph:
-            raise InvalidGraph("a node stands in another graph's list", node=node.label)
+    nodes = graph.nodes
+    if len(nodes) != len(graph):
+        raise InvalidGraph(
+            f"nodes of graph {graph.name!r} belong to another graph", found=len(nodes), expected=f"{len(graph)} nodes"
+        )
+    for node in nodes:
         for read in node.inputs:
             if read is None:
                 continue
