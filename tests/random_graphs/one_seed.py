@@ -17,7 +17,7 @@ from .shrink import Shrunk, shrink, write_fixture
 def run_seed(seed: int, share: int, write: Path | None) -> tuple[int, str, list[str]]:
     """Checks one seed: (seed, "ok" | "refused" | "failed", lines to print).
 
-    The saved model, and level `all` (on the reference provider the same passes as `extended`), of every `share`-th seed.
+    Level `all` (on the reference provider the same passes as `extended`) and the saved model: every `share`-th seed.
     """
     stages = [stage for stage in ALL_STAGES if stage not in ("saved", "all") or seed % share == 0]
     case = generate(seed)
