@@ -100,6 +100,28 @@ def test_a_slow_reference_leaves_the_candidates_to_each_other(monkeypatch: pytes
     assert report.chosen in ("CPUExecutionProvider", "onnxruntime", "openvino")
 
 
+def test_models_that_need_more_than_one_sample_get_them() -> None:
+    """A reflecting Pad fails on one sample; the sizes are raised until the reference runs the model."""
+    made = session(
+        'g (float[b,n] x) => (float[b,m] y) { p = Constant<value_ints=[0,3,0,3]>() y = Pad<mode="reflect">(x, p) }'
+    )
+    assert made.auto_report.compared_with == "ReferenceExecutionProvider"
+    assert made.auto_report.chosen in ("CPUExecutionProvider", "onnxruntime", "openvino")
+
+
+def test_a_model_that_no_random_input_fits_is_an_error() -> None:
+    with pytest.raises(EPFail, match="no random inputs"):
+        session(
+            session(
+                """g (float[n] x, float[m] z) => (float[k] y) {
+            a = Concat<axis=0>(x, z)
+            s = Constant<value_ints=[7]>()
+            y = Reshape(a, s)
+        }"""
+            )
+        )
+
+
 def test_random_models_are_not_compared() -> None:
     report = session("g (float[8,64] x) => (float[8,64] y) { y = RandomUniformLike(x) }").auto_report
     assert report.compared_with == "nothing: the model draws random numbers"

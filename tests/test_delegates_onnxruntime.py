@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-from tests.random_graphs.generator import generate
 
 import whet
+from tests.random_graphs.generator import generate
 from whet.errors import EPFail, InvalidArgument, RuntimeException, Terminated
 from whet.formats.onnx import from_text, to_proto
 from whet.passes.pipeline import optimize
@@ -259,7 +259,7 @@ def test_concurrent_runs_do_not_mix() -> None:
 def test_options_are_checked_and_reach_onnxruntime() -> None:
     with pytest.raises(InvalidArgument, match="Did you mean 'intra_op_num_threads'"):
         OnnxRuntimeDelegate({"intra_op_num_thread": "2"})
-    with pytest.raises(InvalidArgument, match="takes|number of threads"):
+    with pytest.raises(InvalidArgument, match="number of threads"):
         OnnxRuntimeDelegate({"intra_op_num_threads": "many"})
     with pytest.raises(InvalidArgument, match=r"session\.set_denormal_as_zero"):
         OnnxRuntimeDelegate({"session.set_denormal_as_zer": "1"})

@@ -178,12 +178,13 @@ def test_refused_nodes_still_give_right_answers() -> None:
     ("node", "reason"),
     [
         ("y = ReduceMax(x)", "lowest float"),
-        ("y = MaxPool<kernel_shape=[2,2], dilations=[2,2]>(x)", "dilations"),
+        ("y = Tile(x, s)", "repeats"),
+        ("y = Resize<antialias=1>(x, , , s)", "antialias"),
         ("y = MaxPool<kernel_shape=[2,2], ceil_mode=1>(x)", "ceil_mode"),
     ],
 )
 def test_operators_with_other_answers_are_refused(node: str, reason: str) -> None:
-    text = f"g (float[1,1,8,8] x) => (float y) {{ {node} }}"
+    text = f"g (float[1,1,8,8] x, int64[4] s) => (float y) {{ {node} }}"
     assert reason in refusals(text)["y"]
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from tests.random_graphs.generator import generate
 
+from tests.random_graphs.generator import generate
 from whet.errors import NotImplemented
 from whet.formats.onnx import from_text, load_model
 from whet.graph import Graph, Model, Node, extract

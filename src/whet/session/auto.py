@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from whet.errors import EPFail, Terminated, WhetError
+from whet.graph import Dim, Expr, TensorType, Value
 from whet.providers import catalog
 from whet.providers.reference.random import RANDOM
 from whet.session.inference_session import InferenceSession
@@ -30,6 +31,8 @@ CANDIDATE_SECONDS = 60.0
 """A candidate whose first run takes longer than this has failed."""
 MEASURE_SECONDS = 0.5
 """Time given to the timed runs of a candidate."""
+EXTENTS = (1, 16, 512)
+"""Sizes of free dimensions, tried in turn until the reference runs the model."""
 LEAST_RUNS = 5
 MOST_RUNS = 100
 
@@ -72,9 +75,9 @@ class _Measured:
 def choose_providers(source: Source, options: SessionOptions) -> tuple[list[str], AutoReport]:
     """The providers for a session of `source`, and the measurements behind that choice.
 
-    Every installed candidate runs the model on the same random inputs (free dimensions are 1 unless `options` override
-    them). Its answers must match those of the reference provider on the unoptimized model. Raises EPFail, with every
-    candidate's error, when none can run the model or none is right.
+    Every installed candidate runs the model on the same random inputs (free dimensions are small unless `options`
+    override them). Its answers must match those of the reference provider on the unoptimized model. Raises EPFail, with
+    every candidate's error, when none can run the model or none is right.
     """
     candidates = [e.name for e in catalog.CATALOG if e.name != catalog.REFERENCE and catalog.is_installed(e)]
     expected, feed, compared_with = _reference(source, options)
@@ -128,17 +131,43 @@ def _rows(
 
 
 def _reference(source: Source, options: SessionOptions) -> tuple[list[Any] | None, dict[str, Any], str]:
-    """The reference's answers on the unoptimized model (None when there are none), the inputs, and what to compare."""
+    """The reference's answers on the unoptimized model (or None), the inputs, and what to compare with."""
     plain = _session(source, options, [catalog.REFERENCE], GraphOptimizationLevel.ORT_DISABLE_ALL)
-    feed = random_inputs(plain._main.compiled.loaded.interface.inputs)
+    inputs = plain._main.compiled.loaded.interface.inputs
+    has_free = any(not isinstance(d, int) for v in inputs for d in v.shape or ())
     nodes = plain._main.compiled.loaded.model.graph.all_nodes()
     # Dropout is random in training mode only, which its third input switches on.
-    if any(node.op in RANDOM and (node.op != "Dropout" or node.input(2) is not None) for node in nodes):
-        return None, feed, "nothing: the model draws random numbers"
-    try:
-        return plain.run(None, feed, _limited(REFERENCE_SECONDS)), feed, catalog.REFERENCE
-    except Terminated:
-        return None, feed, "each other: the reference takes too long"
+    draws = any(node.op in RANDOM and (node.op != "Dropout" or node.input(2) is not None) for node in nodes)
+    for extent in EXTENTS:
+        feed = random_inputs([_sized(value, extent) for value in inputs])
+        try:
+            outputs = plain.run(None, feed, _limited(REFERENCE_SECONDS))
+        except Terminated:
+            return None, feed, "each other: the reference takes too long"
+        except WhetError as error:
+            # Some models need more than one sample, say to pad or to frame it.
+            if extent != EXTENTS[-1] and has_free:
+                continue
+            raise EPFail(
+                "no random inputs were found that this model runs on, so providers cannot be measured",
+                found=str(error),
+                hint="Name the providers, or fix its free dimensions (add_free_dimension_override_by_name).",
+            ) from error
+        if draws:
+            return None, feed, "nothing: the model draws random numbers"
+        return outputs, feed, catalog.REFERENCE
+    raise AssertionError("EXTENTS is not empty")
+
+
+def _sized(value: Value, extent: int) -> Value:
+    """The input with every free dimension at one size."""
+    if not isinstance(value.type, TensorType) or value.type.shape is None:
+        return value
+    shape: list[Dim] = []
+    for dim in value.type.shape:
+        fixed = dim.substitute(dict.fromkeys(dim.names(), extent)) if isinstance(dim, Expr) else dim
+        shape.append(extent if fixed is None else fixed)
+    return Value(value.name, TensorType(value.type.dtype, tuple(shape)))
 
 
 def _limited(seconds: float) -> RunOptions:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,21 +109,26 @@ class OpenVINODelegate:
         lower_for_onnxruntime(model, fuse=False)
         config = self._config(env)
         # Mapped weights are read for as long as the compiled model lives.
-        folder: tempfile.TemporaryDirectory[str] | None = None
+        folder: str | None = None
         try:
             if sum(v.data.nbytes for v in model.graph.constants() if v.data is not None) > EMBEDDED_BYTES:
-                folder = tempfile.TemporaryDirectory(prefix="whet-openvino-")
-                path = Path(folder.name) / "part.onnx"
+                folder = tempfile.mkdtemp(prefix="whet-openvino-")
+                path = Path(folder) / "part.onnx"
                 save_model(model, path, opset=self._opsets.of(origin(subgraph))[""], external_data=True)
                 read = self._core.read_model(str(path))
             else:
                 read = self._core.read_model(_serialized(model, self._opsets.of(origin(subgraph))))
             compiled = self._core.compile_model(read, self._device, config)
-            return _Part(self._ov, compiled, graph, name, folder)
+            part = _Part(self._ov, compiled, graph, name)
         except Exception as error:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
             raise EPFail(
                 "openvino cannot compile a part of the model", file=env.model_path, node=name, found=_message(error)
             ) from error
+        if folder is not None:
+            weakref.finalize(part, shutil.rmtree, folder, ignore_errors=True)
+        return part
 
     def options(self) -> dict[str, str]:
         """The device, and every property that is not left to OpenVINO."""
@@ -191,12 +198,9 @@ class OpenVINODelegate:
 class _Part:
     """A compiled model with a pool of infer requests, one for each run under way."""
 
-    def __init__(
-        self, ov: Any, compiled: Any, graph: Graph, name: str, folder: tempfile.TemporaryDirectory[str] | None
-    ) -> None:
+    def __init__(self, ov: Any, compiled: Any, graph: Graph, name: str) -> None:
         self._ov = ov
         self._compiled = compiled
-        self._folder = folder
         self._name = name
         ports = {port.get_node().get_friendly_name(): index for index, port in enumerate(compiled.inputs)}
         self._inputs = tuple(ports[v.name] for v in graph.inputs)
@@ -217,9 +221,10 @@ class _Part:
         started = time.monotonic_ns() if state.events is not None else 0
         watched = WATCHER.add(state, request.cancel)
         try:
-            for port, value in zip(self._inputs, inputs, strict=True):
-                assert isinstance(value, Tensor), "only tensors are given to OpenVINO"
-                request.set_input_tensor(port, self._ov.Tensor(_contiguous(value), shared_memory=True))
+            # OpenVINO reads these where they lie and does not keep them alive.
+            arrays = [_contiguous(value) for value in inputs]
+            for port, array in zip(self._inputs, arrays, strict=True):
+                request.set_input_tensor(port, self._ov.Tensor(array, shared_memory=True))
             request.infer()
             results = [self._result(request, index) for index in range(len(self._outputs))]
         except Exception as error:
@@ -284,7 +289,8 @@ def _operation_key(operation: Any) -> object:
     )
 
 
-def _contiguous(value: Tensor) -> Any:
+def _contiguous(value: RuntimeValue) -> Any:
+    assert isinstance(value, Tensor), "only tensors are given to OpenVINO"
     array = value.numpy()
     # OpenVINO wraps writeable arrays only, though it writes to no input.
     return np.require(array, requirements=["C", "ALIGNED", "WRITEABLE"]).reshape(array.shape)

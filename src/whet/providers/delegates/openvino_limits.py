@@ -78,8 +78,9 @@ def _operator_limit(node: Node) -> str | None:
         return _resize_limit(node)
     if node.op in ("GRU", "LSTM", "RNN") and node.int_attr("layout", 0):
         return f"OpenVINO reads {node.op} with layout 1 as layout 0"
-    if node.op == "MaxPool" and any(d != 1 for d in node.ints_attr("dilations")):
-        return "OpenVINO's MaxPool with dilations may end the process"
+    repeats = node.input(1)
+    if node.op == "Tile" and repeats is not None and repeats.data is None:
+        return "OpenVINO's Tile is wrong when its repeats are no constant"
     if node.op in ("AveragePool", "LpPool", "MaxPool") and node.int_attr("ceil_mode", 0):
         return f"OpenVINO's {node.op} counts windows otherwise with ceil_mode"
     return None
