@@ -104,7 +104,7 @@ def resize_extents(inputs: Sequence[Any], attributes: Mapping[str, Any]) -> list
             shape[axis] = extent
     elif scales is not None and scales.size:
         for axis, scale in zip(where, scales.reshape(-1).tolist(), strict=False):
-            shape[axis] = int(shape[axis] * scale) if math.isfinite(scale) and scale > 0 else 0
+            shape[axis] = math.ceil(shape[axis] * scale) if math.isfinite(scale) and scale > 0 else 0
     return shape
 
 

@@ -15,6 +15,8 @@ from whet.ops.kernels.norm import NORMS
 from whet.ops.kernels.pool import POOLS
 from whet.ops.kernels.quantize import QUANTIZATION
 from whet.ops.kernels.reduce import REDUCE
+from whet.ops.kernels.resize import RESIZE
+from whet.ops.kernels.rnn import RECURRENT
 from whet.ops.kernels.sequence import SEQUENCES
 
 KERNELS: dict[str, Kernel] = {
@@ -30,5 +32,7 @@ KERNELS: dict[str, Kernel] = {
     **INDEXING,
     **MOVEMENT,
     **MAPS,
+    **RECURRENT,
+    **RESIZE,
     **SEQUENCES,
 }
