@@ -43,8 +43,9 @@ class ModelMetadata:
 def node_arg(value: Value) -> NodeArg:
     """The description of a model input or output."""
     shape: list[int | str | None] = []
-    if isinstance(value.type, TensorType) and value.type.shape is not None:
-        shape = [d.name if isinstance(d, Expr) else d for d in value.type.shape]
+    declared = value.type.element if isinstance(value.type, OptionalType) else value.type
+    if isinstance(declared, TensorType) and declared.shape is not None:
+        shape = [d.name if isinstance(d, Expr) else d for d in declared.shape]
     return NodeArg(value.name, ort_type(value.type), shape)
 
 
