@@ -588,3 +588,39 @@ def test_dropout_in_training_mode() -> None:
     )
     model, _ = fused(build(QKV, RESULT, body, h=np.float32(0.5), yes=np.bool_(True)))
     assert "Attention" not in ops(model)
+
+
+def test_a_quantized_score_is_kept() -> None:
+    """A score that Q/DQ nodes round is not the attention's own."""
+    scores = "u = QuantizeLinear(s, step, zero)\nw = DequantizeLinear(u, step, zero)\nm = Mul(w, c)"
+    proto = parts(scores, c=np.float32(0.3), step=np.float32(0.1), zero=np.int8(0))
+    model = load(proto)
+    optimize(model, "extended")
+    assert "Attention" not in ops(model)
+
+
+def test_an_attention_inside_a_branch() -> None:
+    """Query, key and value come from the graph around; the cache's Concat stays there."""
+    then = """
+        kt = Transpose<perm=[0,1,3,2]>(nk)
+        s = MatMul(q, kt)
+        p = Softmax<axis=-1>(s)
+        yes = MatMul(p, nv)
+    """
+    text = f"""
+        nk = Concat<axis=2>(pk, k)
+        nv = Concat<axis=2>(pv, v)
+        y = If(test) <
+            then_branch = t () => (float[b,{H},s,{D}] yes) {{ {then} }},
+            else_branch = e () => (float[b,{H},s,{D}] no) {{ no = Identity(q) }}
+        >
+    """
+    proto = build(f"bool test, {CACHED}", f"float[b,{H},s,{D}] y", text)
+    model, reasons = fused(proto)
+    inner = [node for node in model.graph.all_nodes() if node.op == "Attention"]
+    assert len(inner) == 1, reasons
+    assert len(inner[0].inputs) == 3
+    feed = {**qkv_feed(rows=S), "pk": random_array((B, H, 3, D), 7), "pv": random_array((B, H, 3, D), 8)}
+    for test in (True, False):
+        given = {**feed, "test": np.array(test)}
+        np.testing.assert_allclose(answers(to_proto(model), given)[0], answers(proto, given)[0], rtol=0, atol=2e-6)

@@ -61,10 +61,13 @@ class FuseAttention(NodePass):
             if mismatch.near:
                 context.refuse(self.name, node, str(mismatch))
             return None
+        if scores.product.graph is not node.graph:
+            context.refuse(self.name, node, "the scores are computed outside of this subgraph")
+            return None
         reason = ""
         for lift_heads, cached in _FORMS:
             try:
-                parts = _understand(output, scores, lift_heads=lift_heads, cached=cached)
+                parts = _understand(node, output, scores, lift_heads=lift_heads, cached=cached)
                 return _Assembly(node, output, parts, context).patch()
             except Mismatch as mismatch:
                 reason = reason or str(mismatch)
@@ -76,7 +79,7 @@ _FORMS = ((True, True), (True, False), (False, False))
 """Whether merged heads are split, and a cache taken in: the first form that fits."""
 
 
-def _understand(output: Contraction, scores: Scores, *, lift_heads: bool, cached: bool) -> _Parts:
+def _understand(node: Node, output: Contraction, scores: Scores, *, lift_heads: bool, cached: bool) -> _Parts:
     """Find the form of the operands and check that their extents agree. Raises Mismatch."""
     query, key = peel(scores.query), peel(scores.key)
     value = peel(output.right.swapped(), scales=False)
@@ -95,7 +98,7 @@ def _understand(output: Contraction, scores: Scores, *, lift_heads: bool, cached
     cache = None
     if len(query.perm) == 4:
         key, value = ungroup(key), ungroup(value)
-        cache = find_cache(key, value) if cached else None
+        cache = find_cache(key, value, node.graph) if cached else None
     batch, heads, kv_heads = _dim(query, 0), _heads(query), _heads(key)
     keys = _dim(key, -2)
     if cache is not None:
@@ -124,6 +127,14 @@ def _behind_cache(view: View) -> View:
     new = concat.inputs[1]
     assert new is not None
     return peel(View(new, view.perm), scales=False)
+
+
+def _next(value: Value, op: str) -> Node | None:
+    """The one reader of a result, in the same graph, that may be joined with what makes the result."""
+    node = only_reader(value, op)
+    made_by = value.producer
+    inside = node is not None and made_by is not None and node.graph is made_by.graph
+    return node if inside and value.quantization is None else None
 
 
 def _dim(view: View, axis: int) -> Dim:
@@ -178,7 +189,7 @@ class _Assembly:
         """The value to replace, its node, and how it orders the axes (batch, heads, queries, columns)."""
         node, perm = self.node, self.output.perm
         if self.parts.lifted:
-            split = only_reader(node.output, "Reshape")
+            split = _next(node.output, "Reshape")
             wanted = (*self.parts.shape[:3], _dim(self.parts.value, -1))
             shape = split.output.shape if split is not None else None
             if split is None or shape is None or not same_dims(shape, wanted):
@@ -192,7 +203,7 @@ class _Assembly:
         if len(parts.query.perm) == 3:
             return True
         result, _, order = self._split_result()
-        transpose = only_reader(result, "Transpose")
+        transpose = _next(result, "Transpose")
         if order != HEADS_INNER and (
             order != (0, 1, 2, 3) or transpose is None or transpose.ints_attr("perm") != HEADS_INNER
         ):
@@ -265,11 +276,11 @@ class _Assembly:
         """What the flat result replaces: the transposed and merged one where both follow, else it is split again."""
         if len(self.parts.query.perm) == 3:
             return result, anchor, flat
-        transpose = only_reader(result, "Transpose")
+        transpose = _next(result, "Transpose")
         if self.output.perm != HEADS_INNER:
             assert transpose is not None
             result, anchor = transpose.output, transpose
-        merge = only_reader(result, "Reshape")
+        merge = _next(result, "Reshape")
         shape = merge.output.shape if merge is not None else None
         if merge is not None and shape is not None and flat.shape is not None:
             if same_dims(shape, flat.shape):

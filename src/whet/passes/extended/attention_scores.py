@@ -42,6 +42,7 @@ class Scores:
     query: View
     key: View
     softmax: Node
+    product: Node
     scale: float = 1.0
     softcap: float = 0.0
     masks: list[Mask] = field(default_factory=list)
@@ -158,8 +159,7 @@ def _walk(value: Value, factor: float, reader: Node) -> Scores:
         if contraction.perm != tuple(range(len(contraction.perm))):
             raise Mismatch("the scores are not (batch, heads, queries, keys)")
         _expect_private(value)
-        softmax = reader
-        return Scores(contraction.left_view, contraction.right, softmax, scale=factor)
+        return Scores(contraction.left_view, contraction.right, reader, node, scale=factor)
     scaled = constant_scale(node)
     if scaled is not None:
         scores = _walk(scaled[0], factor * scaled[1], reader)
@@ -282,6 +282,8 @@ def _settle_precision(scores: Scores, probabilities: Value, back: DType | None) 
 def _expect_private(value: Value, readers: int = 1) -> None:
     if value.graph_outputs:
         raise Mismatch(f"{value.name} inside the attention is an output of the graph")
+    if value.quantization is not None:
+        raise Mismatch(f"{value.name} inside the attention is quantized")
     if value.use_count != readers:
         raise Mismatch(f"{value.name} inside the attention is also read elsewhere")
 

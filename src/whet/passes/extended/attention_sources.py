@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from whet.graph import Node, Value
+from whet.graph import Graph, Node, Value
 from whet.graph.dims import Shape, product
 from whet.passes.base import producer
 from whet.passes.extended.attention_views import IDENTITY, Builder, View, peel, same, same_dims
@@ -92,12 +92,14 @@ def _repeated_by_gather(node: Node, axis: int) -> Value | None:
     return source if np.array_equal(array, np.repeat(np.arange(heads), array.size // heads)) else None
 
 
-def find_cache(key: View, value: View) -> Cache | None:
-    """The cache that both views are joined with along their rows, or None."""
+def find_cache(key: View, value: View, graph: Graph | None) -> Cache | None:
+    """The cache that both views are joined with along their rows, by nodes of `graph`, or None."""
     concats = [producer(view.base, "Concat") for view in (key, value)]
     if any(c is None or len(c.inputs) != 2 or c.int_attr("axis", 0) not in (2, -2) for c in concats):
         return None
-    if key.perm != IDENTITY or value.perm != IDENTITY:
+    if key.perm != IDENTITY or value.perm != IDENTITY or any(c is None or c.graph is not graph for c in concats):
+        return None
+    if key.base.quantization is not None or value.base.quantization is not None:
         return None
     past = [c.inputs[0] for c in concats if c is not None]
     if any(p is None or p.shape is None or len(p.shape) != 4 or not _is_state(p) for p in past):

@@ -52,7 +52,7 @@ def peel(view: View, *, scales: bool = True) -> View:
     """The same view, read from in front of the transposes, no-ops and (with `scales`) constant scales that make it."""
     while True:
         node = view.base.producer
-        if node is None or view.base.output_index != 0:
+        if node is None or view.base.output_index != 0 or view.base.quantization is not None:
             return view
         if node.op == "Transpose":
             source = node.inputs[0]

@@ -44,6 +44,8 @@ class FuseEmbedLayerNorm(NodePass):
         total, scale = node.inputs[0], node.input(1)
         if total is None or scale is None or total.producer is None or total.producer.op != "Add":
             return None
+        if total.quantization is not None or total.producer.graph is not node.graph:
+            return None
         leaves = _leaves(total)
         if leaves is None:
             return None
@@ -116,7 +118,7 @@ def _leaves(total: Value) -> list[Value] | None:
     for value in node.inputs:
         assert value is not None
         inner = value.producer
-        if inner is not None and inner.op == "Add" and value.use_count == 1:
+        if inner is not None and inner.op == "Add" and value.use_count == 1 and value.quantization is None:
             found += [v for v in inner.inputs if v is not None]
         else:
             found.append(value)

@@ -52,6 +52,9 @@ class FuseRotary(NodePass):
         if rotation is None:
             return None
         whole = rotation.source.root.shape
+        if any(v.quantization is not None for v in node.inputs if v is not None):
+            context.refuse(self.name, node, "a term is quantized")
+            return None
         if whole is None or len(whole) != 4 or rotation.source.count % 2 or rotation.source.step != 1:
             context.refuse(self.name, node, "the rotated value has no rank of 4 or no even last extent")
             return None
@@ -255,7 +258,7 @@ def columns_of(value: Value | None) -> Columns | None:
     while True:
         node = root.producer
         cut = _cut(node, root) if node is not None else None
-        if node is None or cut is None or node.inputs[0] is None:
+        if node is None or cut is None or node.inputs[0] is None or root.quantization is not None:
             return Columns(root, start, step, value.shape[-1])
         start, step, root = cut[0] + start * cut[1], step * cut[1], node.inputs[0]
 
