@@ -66,7 +66,7 @@ def _functions(attributes: Attributes, defaults: tuple[str, ...], directions: in
         )
     alphas, betas = list(attributes.get("activation_alpha", ())), list(attributes.get("activation_beta", ()))
     clip = float(attributes.get("clip", 0.0))
-    result = []
+    result: list[Function] = []
     for name in names:
         known = _ACTIVATIONS.get(str(name).lower())
         if known is None:
