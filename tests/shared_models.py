@@ -25,7 +25,8 @@ Feed = dict[str, Any]
 def fill(name: str, folder: Path) -> Path:
     """The benchmark network `name` with its reproducible weights, written into `folder`."""
     spec = importlib.util.spec_from_file_location("zoo_fill", ZOO / "fill.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     target = folder / f"{name}.onnx"
