@@ -13,7 +13,7 @@ from whet.graph import Graph, OptionalType, SequenceType, Value
 from whet.graph.types import Type
 from whet.ops.custom import CustomOp
 from whet.providers.base import RunState
-from whet.providers.reference.interpreter import Builder, Run
+from whet.providers.reference.interpreter import Builder, Run, root_of
 from whet.providers.reference.widen import widen_value
 from whet.runtime.values import Map, Optional, RuntimeValue, Tensor
 from whet.runtime.values import Sequence as SequenceValue
@@ -36,7 +36,7 @@ class ReferenceExecutable:
                 "wrong number of inputs for the subgraph", found=len(inputs), expected=len(self._inputs)
             )
         values = [unwrap(value) for value in inputs]
-        shared = {id(_root(array)) for value in values for array in _arrays(value)}
+        shared = {id(root_of(array)) for value in values for array in _arrays(value)}
         shared |= self._plan.constant_roots
         if self._widen:
             values = [widen_value(value) for value in values]
@@ -76,13 +76,6 @@ def _arrays(value: Any) -> list[Any]:
     return [value] if isinstance(value, np.ndarray) else []
 
 
-def _root(array: Any) -> Any:
-    """The array that owns the memory under a chain of views."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
 def _owned(value: Any, shared: set[int]) -> Any:
     """`value` in C order and in memory of its own; `shared` (ids of memory owners) gains what it keeps."""
     if isinstance(value, list):
@@ -91,7 +84,7 @@ def _owned(value: Any, shared: set[int]) -> Any:
         return dict(value)
     if not isinstance(value, np.ndarray):
         return value
-    root = _root(value)
+    root = root_of(value)
     owner = id(root)
     # A small view of a large array would keep all of it alive.
     wasteful = root.nbytes > 2 * value.nbytes + 4096

@@ -120,7 +120,7 @@ class Builder:
                     "a value is read before it is written", node=node.label if node else None, value=value.name
                 )
             array = self._constant(value)
-            roots.add(id(_root(array)))
+            roots.add(id(root_of(array)))
             return define(value, array)
 
         def define(value: Value, initial: Any = None) -> int:
@@ -217,7 +217,8 @@ def _narrowed(bound: Bound, source: np.dtype[Any]) -> Bound:
     return lambda inputs, limits: bound([inputs[0].astype(source), *inputs[1:]], limits)
 
 
-def _root(array: Any) -> Any:
+def root_of(array: Any) -> Any:
+    """The array that owns the memory under a chain of views."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
