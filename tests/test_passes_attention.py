@@ -213,16 +213,21 @@ def test_boolean_triangle_becomes_causal() -> None:
     assert node.int_attr("is_causal", 0) == 1
 
 
-def test_triangle_made_at_run_becomes_causal() -> None:
-    body = """
+@pytest.mark.parametrize(("upper", "diagonal", "causal"), [(1, 1, True), (1, 0, False), (1, 2, False), (0, 1, False)])
+def test_triangle_made_at_run_becomes_causal(upper: int, diagonal: int, causal: bool) -> None:
+    body = (
+        """
         h = Shape<start=2, end=3>(q)
         hw = Concat<axis=0>(h, h)
         full = Expand(low, hw)
-        a = Trilu<upper=1>(full, one)
-        """ + PARTS.format(scores="m = Add(s, a)")
+        a = Trilu<upper=UPPER>(full, one)
+        """.replace("UPPER", str(upper))
+        + PARTS.format(scores="m = Add(s, a)")
+    )
     square = "float[b,4,s,8] q, float[b,4,s,8] k, float[b,4,s,8] v"
-    proto = build(square, "float[b,4,s,8] y", body, low=np.float32(-np.inf), one=np.int64(1))
-    assert check(proto, qkv_feed(rows=S), left=set()).int_attr("is_causal", 0) == 1
+    proto = build(square, "float[b,4,s,8] y", body, low=np.float32(LOWEST), one=np.int64(diagonal))
+    node = check(proto, qkv_feed(rows=S))
+    assert node.int_attr("is_causal", 0) == int(causal)
 
 
 def test_rectangular_triangle_is_no_causal_mask_of_another_extent() -> None:

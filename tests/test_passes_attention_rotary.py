@@ -198,6 +198,8 @@ def test_other_arithmetic_is_no_rotation(old: str, new: str) -> None:
 
 
 W = 16
+INDICES = {"Cast", "Less", "Add", "Where"}
+"""What counts an index from the front."""
 TABLES = {"words": (30, W), "places": (12, W), "kinds": (3, W)}
 
 
@@ -220,13 +222,13 @@ IDS = "int64[b,s] ids, int64[b,s] kind"
 
 def ids_feed() -> dict[str, Any]:
     generator = np.random.default_rng(0)
-    return {"ids": generator.integers(0, 30, (B, S)), "kind": generator.integers(0, 3, (B, S))}
+    return {"ids": generator.integers(-30, 30, (B, S)), "kind": generator.integers(-3, 3, (B, S))}
 
 
 @pytest.mark.parametrize(("dims", "shape"), [("b,s", (B, S)), ("1,s", (1, S)), ("s", (S,))])
 def test_embeddings_by_given_positions(dims: str, shape: tuple[int, ...]) -> None:
-    feed = {**ids_feed(), "place": np.random.default_rng(1).integers(0, 12, shape)}
-    left = {"Cast", "Unsqueeze"} if len(shape) == 1 else {"Cast"}
+    feed = {**ids_feed(), "place": np.random.default_rng(1).integers(-12, 12, shape)}
+    left = {*INDICES, "Unsqueeze"} if len(shape) == 1 else INDICES
     proto = embedding(THREE, f"{IDS}, int64[{dims}] place")
     node = check(proto, FuseEmbedLayerNorm(), "com.microsoft.EmbedLayerNormalization", feed, left)
     words = node.inputs[2]
@@ -250,7 +252,7 @@ def test_embeddings_by_counted_positions_and_a_sum_that_is_read() -> None:
         counted=np.arange(12)[None], zero=np.array([0]), one=np.array([1]),
     )  # fmt: skip
     feed = {"ids": ids_feed()["ids"]}
-    node = check(proto, FuseEmbedLayerNorm(), "com.microsoft.EmbedLayerNormalization", feed, {"Cast", "Relu"})
+    node = check(proto, FuseEmbedLayerNorm(), "com.microsoft.EmbedLayerNormalization", feed, {*INDICES, "Relu"})
     assert len(node.inputs) == 7
 
 
@@ -258,7 +260,7 @@ def test_positions_that_were_folded_to_rows() -> None:
     body = "w = Gather(words, ids)\nt = Add(w, rows)\ny = LayerNormalization<axis=2>(t, scale, bias)"
     proto = embedding(body, f"int64[b,{S}] ids", f"float[b,{S},{W}] y", rows=random_array((1, S, W)))
     feed = {"ids": ids_feed()["ids"]}
-    check(proto, FuseEmbedLayerNorm(), "com.microsoft.EmbedLayerNormalization", feed, {"Cast"})
+    check(proto, FuseEmbedLayerNorm(), "com.microsoft.EmbedLayerNormalization", feed, INDICES)
 
 
 @pytest.mark.parametrize(
@@ -277,3 +279,27 @@ def test_other_sums_are_no_embeddings(body: str, inputs: str, reason: str) -> No
     constants = {"scale": random_array((S, W))} if "axis=1" in body else {}
     proto = embedding(body, inputs.replace("b,s", f"b,{S}") if constants else inputs, outputs)
     refused(proto, FuseEmbedLayerNorm(), "com.microsoft.EmbedLayerNormalization", reason)
+
+
+def test_indices_that_are_never_negative_are_taken_as_they_are() -> None:
+    body = (
+        """
+        n = Shape(ids)
+        kind = Expand(kind_one, n)
+        """
+        + THREE
+    )
+    proto = embedding(body, "int64[b,s] ids, int64[1,s] place", kind_one=np.array([[1]]))
+    model, _ = fused(proto, FuseEmbedLayerNorm())
+    assert ops(model)["Less"] == 2
+
+
+def test_an_index_past_the_table_is_still_refused() -> None:
+    proto = embedding(THREE, f"{IDS}, int64[1,s] place")
+    model, _ = fused(proto, FuseEmbedLayerNorm())
+    feed = {**ids_feed(), "place": np.zeros((1, S), np.int64)}
+    for wrong in (30, -31):
+        feed["ids"][0, 0] = wrong
+        for given in (proto, to_proto(model)):
+            with pytest.raises(Exception, match=r"out of|bounds"):
+                answers(given, feed)

@@ -34,7 +34,8 @@ class _Terms:
 class FuseEmbedLayerNorm(NodePass):
     """LayerNormalization(words[ids] + positions[...] + segments[...]) as EmbedLayerNormalization.
 
-    The fused operator refuses negative indices, which Gather counts from the end.
+    The fused operator refuses negative indices, which Gather counts from the end: indices that may be negative are
+    counted from the front first.
     """
 
     name = "embed-layer-norm"
@@ -75,7 +76,7 @@ def _patch(node: Node, total: Value, scale: Value, terms: _Terms, context: PassC
         table, position_ids = builder.constant(np.ascontiguousarray(array.reshape(array.shape[-2:]))), None
     else:
         table = terms.positions.table
-        position_ids = None if _counts_up(terms.positions.indices) else _position_ids(terms.positions.indices, builder)
+        position_ids = None if _counts_up(terms.positions.indices) else _position_ids(terms.positions, builder)
     bias = node.input(2)
     if bias is None:
         assert scale.shape is not None
@@ -86,8 +87,8 @@ def _patch(node: Node, total: Value, scale: Value, terms: _Terms, context: PassC
         bias = builder.constant(np.zeros(width, dtype.numpy))
     segments = terms.segments
     inputs = [
-        _int32(terms.words.indices, builder),
-        None if segments is None else _int32(segments.indices, builder),
+        _indices(terms.words, builder),
+        None if segments is None else _indices(segments, builder),
         terms.words.table,
         table,
         None if segments is None else segments.table,
@@ -221,15 +222,54 @@ def _slices_from_zero(node: Node) -> bool:
     return unit and all(int(s) == 0 for s, is_last in zip(starts.array, last, strict=True) if is_last)
 
 
-def _position_ids(indices: Value, builder: Builder) -> Value:
-    value = _int32(indices, builder)
-    shape = indices.shape
+def _position_ids(term: _Lookup, builder: Builder) -> Value:
+    value, shape = _indices(term, builder), term.indices.shape
     if shape is not None and len(shape) == 1:
         return builder.add("Unsqueeze", [value, builder.ints([0])], value, (1, *shape))
     return value
 
 
-def _int32(indices: Value, builder: Builder) -> Value:
-    if dtype_of(indices) is dtypes.INT32:
-        return indices
-    return builder.add("Cast", [indices], indices, indices.shape, {"to": dtypes.INT32.onnx_code}, dtype=dtypes.INT32)
+def _indices(term: _Lookup, builder: Builder) -> Value:
+    """The lookup's indices as int32, none of them counted from the end."""
+    value, shape = term.indices, term.indices.shape
+    if dtype_of(value) is not dtypes.INT32:
+        to = {"to": dtypes.INT32.onnx_code}
+        value = builder.add("Cast", [value], value, shape, to, dtype=dtypes.INT32)
+    if _never_negative(term.indices):
+        return value
+    assert term.table.data is not None
+    zero, rows = builder.number(0, value), builder.number(term.table.data.shape[0], value)
+    negative = builder.add("Less", [value, zero], value, shape, dtype=dtypes.BOOL)
+    counted = builder.add("Add", [value, rows], value, shape)
+    return builder.add("Where", [negative, counted, value], value, shape)
+
+
+_MOVEMENT = frozenset(
+    {
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+
+def _never_negative(value: Value) -> bool:
+    """Whether the elements come from constants, or from a range, that hold nothing below zero."""
+    while value.data is None:
+        node = value.producer
+        if node is None or node.inputs[0] is None:
+            return False
+        if node.op == "Range":
+            start, step = node.inputs[0].array, node.inputs[2].array if node.inputs[2] is not None else None
+            return start is not None and step is not None and bool(start >= 0 and step > 0)
+        if node.op not in _MOVEMENT:
+            return False
+        value = node.inputs[0]
+    return value.data.size == 0 or bool((np.asarray(value.data.numpy()) >= 0).all())
