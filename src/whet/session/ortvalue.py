@@ -86,7 +86,9 @@ class OrtValue:
         if isinstance(data, OrtValue):
             return cls(data._value)
         array = import_dlpack(data, "data")
-        if array.dtype == np.uint8 and "bool" in str(getattr(data, "dtype", "")):
+        # Old producers mark booleans as bytes; what they call the type tells.
+        stated = data.data_type() if callable(getattr(data, "data_type", None)) else getattr(data, "dtype", "")
+        if array.dtype == np.uint8 and "bool" in str(stated):
             array = array.view(np.bool_)
         return cls(to_tensor(array, "data"))
 
