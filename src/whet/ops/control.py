@@ -65,13 +65,19 @@ def scan(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
     body = subgraph(node, "body")
     scanned = node.int_attr("num_scan_inputs", 0)
     states = len(node.inputs) - scanned
-    if states < 0 or len(body.inputs) != len(node.inputs) or len(body.outputs) != len(node.outputs):
+    if not 1 <= scanned <= len(node.inputs):
+        raise InvalidGraph(
+            "a Scan's num_scan_inputs does not fit its inputs",
+            found=scanned,
+            expected=f"within [1, {len(node.inputs)}]",
+        )
+    if len(body.inputs) != len(node.inputs) or not states <= len(body.outputs) == len(node.outputs):
         raise InvalidGraph(
             "a Scan's inputs and outputs do not match its body's",
             found=f"{len(body.inputs)} body inputs, {len(body.outputs)} body outputs",
             expected=f"{len(node.inputs)} and {len(node.outputs)}",
         )
-    axes = node.ints_attr("scan_input_axes", (0,) * scanned)
+    axes = _axes(node, "scan_input_axes", scanned)
     length: Dim = None
     for value, inner, axis in zip(node.inputs[states:], body.inputs[states:], axes, strict=True):
         outer = tensor(value)
@@ -85,9 +91,17 @@ def scan(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
         inner.type = TensorType(outer.dtype, shape)
     initial = [v.type if v is not None else None for v in node.inputs[:states]]
     finals = _fixpoint(body, body.inputs[:states], initial, body.outputs[:states], infer, depth)
-    out_axes = node.ints_attr("scan_output_axes", (0,) * (len(body.outputs) - states))
+    out_axes = _axes(node, "scan_output_axes", len(body.outputs) - states)
     stacked = [_stacked(v, length, axis) for v, axis in zip(body.outputs[states:], out_axes, strict=True)]
     return [*finals, *stacked]
+
+
+def _axes(node: Node, name: str, count: int) -> Sequence[int]:
+    """One axis for each scanned input or output, all 0 where the attribute is missing."""
+    axes = node.ints_attr(name, (0,) * count)
+    if len(axes) != count:
+        raise InvalidGraph(f"attribute {name} has the wrong length", found=len(axes), expected=count)
+    return axes
 
 
 def sequence_map(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:

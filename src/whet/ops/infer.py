@@ -73,11 +73,16 @@ def _bounded(kind: Type) -> Type:
 
 
 def check_countable(kind: Type | None) -> None:
-    """Raise InvalidGraph for a tensor whose elements an int64 cannot count, however small its free dimensions are."""
+    """Raise InvalidGraph for a negative extent, and for a tensor with more elements than an int64 counts.
+
+    Free dimensions count as 1.
+    """
     if isinstance(kind, TensorType) and kind.shape is not None:
         count = 1
         for dim in kind.shape:
             if isinstance(dim, int):
+                if dim < 0:
+                    raise InvalidGraph("a tensor has a negative extent", found=list(kind.shape))
                 count *= dim
         if count >= 1 << 63:
             raise InvalidGraph("a tensor is too large", found=list(kind.shape), expected="fewer than 2^63 elements")

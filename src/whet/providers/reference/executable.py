@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from whet.config import Limits
-from whet.errors import InvalidArgument
+from whet.errors import InvalidArgument, ResourceExhausted
 from whet.graph import Graph, OptionalType, SequenceType, Value
 from whet.graph.types import Type
 from whet.ops.custom import CustomOp
@@ -42,7 +42,7 @@ class ReferenceExecutable:
             values = [widen_value(value) for value in values]
         with np.errstate(all="ignore"):
             results = self._plan.run(values, (), Run(state, self._limits))
-        return [wrap(_owned(r, shared), v.type) for r, v in zip(results, self._outputs, strict=True)]
+        return [wrap(_output(r, v, shared), v.type) for r, v in zip(results, self._outputs, strict=True)]
 
 
 def unwrap(value: RuntimeValue) -> Any:
@@ -74,6 +74,13 @@ def _arrays(value: Any) -> list[Any]:
     if isinstance(value, list):
         return [array for item in value for array in _arrays(item)]
     return [value] if isinstance(value, np.ndarray) else []
+
+
+def _output(result: Any, value: Value, shared: set[int]) -> Any:
+    try:
+        return _owned(result, shared)
+    except MemoryError as error:
+        raise ResourceExhausted("there is not enough memory for an output", value=value.name) from error
 
 
 def _owned(value: Any, shared: set[int]) -> Any:
