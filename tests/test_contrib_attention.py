@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tests.contrib_reference import (
     FLOAT,
     INT8,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tests import test_contrib_attention as attention
 from tests import test_contrib_closed_forms as closed_forms
 from tests import test_contrib_quantized as quantized
 from tests.contrib_reference import FLOAT, INT32, INT64, Case, check, check_float16, check_float64, scalar
-
 from whet.ops.contrib.table import CONTRIB_KERNELS
 
 F3 = (FLOAT, FLOAT, FLOAT)
