@@ -97,8 +97,8 @@ def optimize(
     """Run the passes of `level` over `model` in place and report what they did.
 
     `stop_after` bounds the number of patches (to bisect a wrong result); `custom` infers a user's own operators;
-    `disabled` names passes to leave out. Raises
-    InvalidArgument for an unknown level and InvalidGraph where types cannot be right.
+    `disabled` names passes to leave out. Raises InvalidArgument for an unknown level or pass name and InvalidGraph
+    where types cannot be right.
     """
     pipeline = LEVELS.get(level)
     if pipeline is None:
