@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whet.dtypes import FLOAT32, INT32
+from whet.dtypes import FLOAT32, INT32, STRING
 from whet.graph import Node, Shape, TensorType, Type
 from whet.graph.dims import Dim, floor_div
 from whet.ops.common import broadcast_inputs, dtype_of, required, shape_of
 from whet.ops.matmul import product_shape
+
+
+def tokenizer(node: Node) -> Sequence[Type | None]:
+    """Tokenizer: tokens on a new last axis, which is missing where there is no text."""
+    return (TensorType(STRING),)
 
 
 def skip_layer_norm(node: Node) -> Sequence[Type | None]:

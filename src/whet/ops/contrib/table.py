@@ -20,6 +20,7 @@ from whet.ops.contrib import (
     recurrent,
     rotary,
     state,
+    tokens,
 )
 
 CONTRIB_KERNELS: dict[str, Kernel] = {
@@ -105,6 +106,8 @@ CONTRIB_KERNELS: dict[str, Kernel] = {
     "Trilu": movement.trilu,
     "UnfoldTensor": movement.unfold_tensor,
     "Unique": movement.unique,
+    # text
+    "Tokenizer": tokens.tokenizer,
     # images
     "CropAndResize": image.crop_and_resize,
     "GridSample": image.grid_sample,
