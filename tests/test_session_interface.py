@@ -16,7 +16,11 @@ from onnx import TensorProto, helper
 import whet
 from tests.session_models import ADD, Array, model, session
 from whet.errors import EPFail, InvalidArgument, NoModel, NoSuchFile
+from whet.graph import Value
+from whet.providers.base import RunState
 from whet.providers.catalog import ONNXRUNTIME_PROVIDERS, is_available
+from whet.runtime.values import RuntimeValue, Tensor
+from whet.session.executor import Executor
 
 KINDS = """kinds (float[N, 3, H] f, double d, float16[1] h, bfloat16[0] b, string[K] s, bool[2, 2] l, uint8[A, B] u,
     seq(float[N, 3]) q, optional(int64[N]) o, seq(string[K]) t)
@@ -219,6 +223,22 @@ def test_no_answer_shares_memory_with_anything() -> None:
         for found in (again, made.run(names, {"x": x})):
             for a, right in zip(found, rights, strict=True):
                 np.testing.assert_array_equal(a, right)
+
+
+def test_a_value_that_is_two_outputs_is_given_twice() -> None:
+    class Negate:
+        """A part of one node."""
+
+        def run(self, inputs: Any, state: RunState) -> list[RuntimeValue]:
+            return [Tensor.from_numpy(-inputs[0].numpy())]
+
+    x, y = Value("x"), Value("y")
+    executor = Executor([x], [y, y, x], [(Negate(), [x], [y])])
+    given = np.ones(2, np.float32)
+    results = [r.numpy() for r in executor.run([Tensor.from_numpy(given)], RunState()) if isinstance(r, Tensor)]
+    assert [r.tolist() for r in results] == [[-1, -1], [-1, -1], [1, 1]]
+    assert not np.shares_memory(results[0], results[1])
+    assert not np.shares_memory(results[2], given)
 
 
 def test_sequences_are_given_in_memory_of_their_own() -> None:
