@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -221,7 +222,8 @@ def test_a_cancelled_run_raises_and_the_next_one_works() -> None:
     assert all(delegate.claim(node, model.graph) == Accept() for node in model.graph)
     part = delegate.compile(Subgraph(model.graph, model, tuple(model.graph)), CompileEnv(intra_op_threads=1))
     x = Tensor.from_numpy(np.ones(3, np.float32))
-    state = RunState()
+    state = RunState(cancel=threading.Event())
+    assert state.cancel is not None
     state.cancel.set()
     with pytest.raises(Terminated):
         part.run([x], state)

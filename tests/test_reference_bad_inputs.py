@@ -313,8 +313,9 @@ def executable(graph_text: str) -> Any:
 def test_endless_loop_stops_on_terminate_and_on_the_deadline() -> None:
     run = executable(ENDLESS)
     inputs = [Tensor.from_numpy(np.ones(2, np.float32))]
-    state = RunState()
-    timer = threading.Timer(0.2, state.cancel.set)
+    cancel = threading.Event()
+    state = RunState(cancel=cancel)
+    timer = threading.Timer(0.2, cancel.set)
     timer.start()
     with pytest.raises(Terminated):
         run.run(inputs, state)

@@ -50,15 +50,21 @@ class CompileEnv:
 class RunState:
     """What one run owns: its cancel flag, deadline and, when profiling, its events."""
 
-    cancel: threading.Event = field(default_factory=threading.Event)
+    cancel: threading.Event | None = None
+    """Set by another thread to stop the run; None when nobody can."""
     deadline: float | None = None
     """`time.monotonic()` seconds after which the run stops, or None."""
     events: list[ProfileEvent] | None = None
     seed: int | None = None
 
+    @property
+    def stoppable(self) -> bool:
+        """Whether anything can stop this run early."""
+        return self.cancel is not None or self.deadline is not None
+
     def check(self) -> None:
         """Raise Terminated when the run has been cancelled or its deadline has passed; called between nodes."""
-        if self.cancel.is_set():
+        if self.cancel is not None and self.cancel.is_set():
             raise Terminated("the run was stopped by RunOptions.terminate")
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise Terminated("the run passed its deadline")

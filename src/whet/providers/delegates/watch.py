@@ -31,8 +31,13 @@ class Watcher:
         self._asleep = False
         self._next = 0
 
-    def add(self, state: RunState, stop: Callable[[], None]) -> int:
-        """Call `stop` (once or more, from another thread) if `state` stops before `remove` of the returned key."""
+    def add(self, state: RunState, stop: Callable[[], None]) -> int | None:
+        """Call `stop` (once or more, from another thread) if `state` stops before `remove` of the returned key.
+
+        Returns None, and watches nothing, for a run that nobody can stop.
+        """
+        if not state.stoppable:
+            return None
         with self._lock:
             self._next += 1
             key = self._next
@@ -45,8 +50,10 @@ class Watcher:
                 self._wake.set()
         return key
 
-    def remove(self, key: int) -> None:
+    def remove(self, key: int | None) -> None:
         """Forget a run."""
+        if key is None:
+            return
         with self._lock:
             self._active.pop(key, None)
 
@@ -58,7 +65,8 @@ class Watcher:
                 stopped = [
                     stop
                     for state, stop in self._active.values()
-                    if state.cancel.is_set() or (state.deadline is not None and now > state.deadline)
+                    if (state.cancel is not None and state.cancel.is_set())
+                    or (state.deadline is not None and now > state.deadline)
                 ]
                 if self._active:
                     last_active = now
