@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 
-from . import arithmetic, attention, control, layers, movement, recipes
+from . import arithmetic, attention, control, layers, movement, quantized, recipes
 from .builder import BOOL, DOUBLE, FLOAT, INT32, INT64, Builder, Dim, GraphInput, Shared, Value
+from .functions import outline
 
 Template = Callable[[Builder], Value | None]
 
@@ -76,6 +77,8 @@ _TEMPLATES: tuple[tuple[Template, int], ...] = (
     (layers.random_dropout, 2),
     (layers.random_norm, 4),
     (layers.random_recurrent, 1),
+    (quantized.random_quantize_pair, 2),
+    (quantized.random_quantized_matmul, 2),
     (recipes.random_recipe, 16),
     (attention.random_attention, 8),
     (attention.double_activation, 2),
@@ -106,7 +109,10 @@ def generate(seed: int) -> Case:
         weights = [weight + 0.01 for weight in weights]  # a taste that fits nothing wears off
         if choices.random() < 0.04:
             _duplicate(b)
-    return Case(seed, _finish(b, seed), _feeds(shared), inexact)
+    model = _finish(b, seed)
+    if choices.random() < 0.1:
+        outline(model, choices)
+    return Case(seed, model, _feeds(shared), inexact)
 
 
 # inputs
