@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from whet.cli.app import app
 from whet.demo import model_path
-from whet.errors import EPFail, InvalidArgument, NoSuchFile
+from whet.errors import EPFail, InvalidArgument, NoSuchFile, WhetError
 
 CNN = str(model_path("digits-cnn"))
 TRANSFORMER = str(model_path("digits-transformer"))
@@ -133,9 +133,9 @@ def test_run_turns_a_picture_into_the_tensor_that_the_model_takes(tmp_path: Path
         (["-i", "z=x.npy"], NoSuchFile, "x.npy"),
         (["-i", "bad.txt"], InvalidArgument, r"\.npy, \.npz"),
         (["-i", "z=bad.npy"], InvalidArgument, "Did you mean|The inputs are: x"),
-        (["-i", "x=bad.npy"], InvalidArgument, "no numpy array"),
-        (["-i", "x=pickled.npy"], InvalidArgument, "no numpy array"),
-        (["-i", "x=bad.pb"], Exception, "bad.pb"),
+        (["-i", "x=bad.npy"], InvalidArgument, "no numpy arrays"),
+        (["-i", "x=pickled.npy"], InvalidArgument, "no numpy arrays"),
+        (["-i", "x=bad.pb"], WhetError, "bad.pb"),
         (["-i", "x=picture.png"], InvalidArgument, "rank 4"),
         (["--dim", "n=-1"], InvalidArgument, "name=size"),
         (["--level", "most"], InvalidArgument, "disabled, basic, extended, all"),

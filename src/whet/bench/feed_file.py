@@ -11,14 +11,15 @@ import numpy as np
 
 from whet import dtypes
 
-_TREE = "__tree__"
+TREE = "__tree__"
+"""The member that tells a file of values from any other .npz."""
 
 
 def save_values(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     """Write named values. Text and element types that numpy's format lacks are stored as plain data, never pickled."""
     arrays: dict[str, Any] = {}
     tree = {name: _encode(value, arrays) for name, value in values.items()}
-    arrays[_TREE] = np.frombuffer(json.dumps(tree).encode(), np.uint8)
+    arrays[TREE] = np.frombuffer(json.dumps(tree).encode(), np.uint8)
     with open(path, "wb") as file:
         np.savez(file, **arrays)
 
@@ -26,7 +27,7 @@ def save_values(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None
 def load_values(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `save_values` wrote."""
     with np.load(path, allow_pickle=False) as stored:
-        tree = json.loads(bytes(stored[_TREE]).decode())
+        tree = json.loads(bytes(stored[TREE]).decode())
         return {name: _decode(node, stored) for name, node in tree.items()}
 
 

@@ -17,7 +17,7 @@ from whet.cli import optimize as optimize_verb
 from whet.cli import run as run_verb
 from whet.cli.inputs import ImageSettings
 from whet.cli.output import Output
-from whet.errors import WhetError
+from whet.errors import Fail, WhetError
 from whet.version import __version__
 
 app = typer.Typer(
@@ -55,8 +55,8 @@ Dims = Annotated[
         "--dim", "-d", help="NAME=SIZE for a free dimension of random inputs (repeatable).", show_default=False
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of random inputs.")]
-Batch = Annotated[int | None, typer.Option(help="Size of a free first dimension.", show_default="1")]
+Seed = Annotated[int, typer.Option(help="Seed of random inputs.", min=0)]
+Batch = Annotated[int | None, typer.Option(help="Size of a free first dimension.", show_default="1", min=0)]
 Threads = Annotated[int, typer.Option(help="Threads of one run; 0 leaves it to the engine.", min=0)]
 Level = Annotated[str, typer.Option("--level", help="disabled, basic, extended or all.")]
 Mean = Annotated[
@@ -251,6 +251,10 @@ def run_app() -> int:
         app()
     except WhetError as error:
         Output("--json" in sys.argv).error(error)
+        return 1
+    except OSError as error:
+        # A file or folder that was there a moment ago, or a disk that is full.
+        Output("--json" in sys.argv).error(Fail(error.strerror or str(error), file=error.filename))
         return 1
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else 1 if finished.code else 0

@@ -12,6 +12,7 @@ from whet.cli.output import Output
 from whet.cli.session import LEVEL_OPTIONS, make_session, session_options
 from whet.errors import InvalidArgument
 from whet.providers.base import Level
+from whet.providers.reference.random import draws
 from whet.session.prepare import LoadSettings
 from whet.session.provider_list import normalize
 from whet.verify.compare import Difference, compare_all
@@ -29,6 +30,9 @@ def compare(
     feed, drawn = read_feed(session.interface, inputs, dims, seed, batch, ImageSettings())
     actual = session.run(None, feed)
     expected, label = _expected(second or first, against, level, feed, second is not None)
+    random = next((node for node in session.optimized_model.graph.all_nodes() if draws(node)), None)
+    if random is not None:
+        out.warn(f"{random.label} draws random numbers: the answers differ by chance")
     names = [a.name for a in session.get_outputs()]
     if len(names) != len(expected):
         raise InvalidArgument("the models have different numbers of outputs", found=len(names), expected=len(expected))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from whet.bench.feed_file import TREE, load_values
 from whet.errors import InvalidArgument, NoSuchFile, did_you_mean
 from whet.formats.onnx import read_tensor
-from whet.graph import TensorType, Value
+from whet.graph import Expr, TensorType, Value
 from whet.session.prepare import Interface
 from whet.session.random_inputs import random_inputs
 
@@ -35,27 +39,37 @@ def read_feed(
         if not path.is_file():
             raise NoSuchFile("the input file does not exist", file=file, value=name or None)
         if path.suffix == ".npz":
-            with _open_numpy(path, name) as arrays:
-                for key in arrays.files:
-                    feed[_known(key, inputs)] = arrays[key]
+            for key, value in _read_archive(path).items():
+                feed[_known(key, inputs)] = value
             continue
         target = _known(name, inputs) if name else next((n for n in inputs if n not in feed), "")
         if not target:
             raise InvalidArgument("there are more files than inputs", file=file, expected=", ".join(inputs))
         feed[target] = _read_one(path, inputs[target], image)
     missing = [v for v in interface.inputs if v.name not in feed]
+    sizes = parse_dims(dims, interface)
     if missing:
-        feed.update(random_inputs(missing, parse_dims(dims), seed, batch))
+        feed.update(random_inputs(missing, sizes, seed, batch))
     return feed, [v.name for v in missing]
 
 
-def parse_dims(dims: Sequence[str]) -> dict[str, int]:
-    """`name=size` entries as a dict. Raises InvalidArgument for anything else."""
+def parse_dims(dims: Sequence[str], interface: Interface) -> dict[str, int]:
+    """`name=size` entries as a dict. Raises InvalidArgument for anything else, and for a name that no input has."""
     found = {}
+    known = dict.fromkeys(
+        n for v in interface.inputs for d in v.shape or () if isinstance(d, Expr) for n in sorted(d.names())
+    )
     for entry in dims:
         name, separator, size = entry.rpartition("=")
-        if not separator or not size.isdigit():
+        if not separator or not (size.isascii() and size.isdigit()):
             raise InvalidArgument("a dimension is given as name=size", found=entry, expected="for instance batch=8")
+        if name not in known:
+            raise InvalidArgument(
+                "no input of the model has a free dimension of this name",
+                value=name,
+                expected=", ".join(known) or "none",
+                hint=did_you_mean(name, known),
+            )
         found[name] = int(size)
     return found
 
@@ -88,7 +102,7 @@ def _known(name: str, inputs: dict[str, Value]) -> str:
 
 def _read_one(path: Path, value: Value, image: ImageSettings) -> Any:
     if path.suffix == ".npy":
-        return _open_numpy(path, value.name)
+        return _read_array(path, value.name)
     if path.suffix == ".pb":
         return read_tensor(path.read_bytes(), str(path)).numpy()
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -102,12 +116,33 @@ def _read_one(path: Path, value: Value, image: ImageSettings) -> Any:
     )
 
 
-def _open_numpy(path: Path, name: str) -> Any:
+def _read_array(path: Path, name: str) -> Any:
+    with _numpy_errors(path, name), open(path, "rb") as file:
+        array = np.load(file, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("an archive, whose name must end in .npz")
+    return array
+
+
+def _read_archive(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file by name, or the values that `whet run -o` put there."""
+    # Opened here: numpy leaves a file open that is no archive.
+    with _numpy_errors(path, ""), open(path, "rb") as file:
+        stored = np.load(file, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("a single array, whose name must end in .npy")
+        with stored:
+            return load_values(path) if TREE in stored.files else {key: stored[key] for key in stored.files}
+
+
+@contextmanager
+def _numpy_errors(path: Path, name: str) -> Iterator[None]:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        yield
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidArgument(
-            "the file is no numpy array", file=str(path), value=name or None, found=str(error)
+            "the file holds no numpy arrays that can be read", file=str(path), value=name or None, found=str(error)
         ) from error
 
 

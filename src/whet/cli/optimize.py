@@ -13,9 +13,10 @@ from whet.bench.engines import installed_engines, installed_peers
 from whet.bench.runner import SideBySide, run_side_by_side
 from whet.cli.bench import show_side_by_side
 from whet.cli.inputs import ImageSettings, read_feed
-from whet.cli.output import Output, format_bytes
+from whet.cli.output import Output, check_target, format_bytes
 from whet.cli.session import LEVEL_OPTIONS, make_session, placement_document, placement_rows, session_options
 from whet.errors import InvalidArgument, VerificationFailed
+from whet.providers.reference.random import draws
 from whet.session.inference_session import InferenceSession
 from whet.session.prepare import LoadSettings, load
 from whet.verify.compare import Difference, compare_all
@@ -26,7 +27,10 @@ def optimize(
     out: Output, model: Path, output: Path | None, save: bool, inputs: list[str], dims: list[str],
     providers: list[str] | None, level: str, seed: int, batch: int | None, threads: int, tolerance: float, rounds: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The main job. Returns what it printed. Raises VerificationFailed, and saves nothing, when answers moved."""
+    """The main job. Returns what it printed. Raises VerificationFailed, and saves nothing, when answers moved.
+
+    A model that draws random numbers cannot be verified: a warning and `verified` in the document say so.
+    """
     if level not in LEVEL_OPTIONS or level == "disabled":
         raise InvalidArgument("unknown optimization level", found=level, expected="basic, extended or all")
     target = output or model.with_name(f"{model.stem}.whet.onnx")
@@ -34,12 +38,15 @@ def optimize(
         raise InvalidArgument(
             "the optimized model would replace the original", file=str(target), hint="Give -o another name."
         )
+    if save:
+        check_target(target)
     started = time.perf_counter()
     with out.progress(f"optimizing {model.name}"):
         session = make_session(model, providers, session_options(level, threads))
     load_ms = (time.perf_counter() - started) * 1e3
     feed, drawn = read_feed(session.interface, inputs, dims, seed, batch, ImageSettings())
-    before = sum(1 for _ in load(str(model), LoadSettings(level="disabled")).model.graph.all_nodes())
+    unoptimized = list(load(str(model), LoadSettings(level="disabled")).model.graph.all_nodes())
+    before = len(unoptimized)
     after = sum(1 for _ in session.optimized_model.graph.all_nodes())
     out.text(f"[bold]{escape(str(model))}[/]: {before} nodes, {after} at level {level} ({load_ms:.0f} ms)")
     counts = session.pass_report.counts()
@@ -47,14 +54,19 @@ def optimize(
     out.table("Placement", ("provider", "nodes", ""), placement_rows(session.placement), right=(1,))
     out.text(escape(session.placement.summary()))
 
-    with out.progress("verifying against the unoptimized graph in float64"):
-        checks = _verify(session, model, feed, level, tolerance)
-    out.table(
-        "Verified against the unoptimized graph (reference provider, float64)",
-        ("output", "largest difference", "range", "of range", ""),
-        [(d.name, f"{d.max_abs:.3g}", f"{d.value_range:.3g}", f"{d.error:.3g}", "same") for d in checks],
-        right=(1, 2, 3),
-    )
+    random = next((node for node in unoptimized if draws(node)), None)
+    checks: list[Difference] = []
+    if random is not None:
+        out.warn(f"not verified: {random.label} draws random numbers, so no two answers are the same")
+    else:
+        with out.progress("verifying against the unoptimized graph in float64"):
+            checks = _verify(session, model, feed, level, tolerance)
+        out.table(
+            "Verified against the unoptimized graph (reference provider, float64)",
+            ("output", "largest difference", "range", "of range", ""),
+            [(d.name, f"{d.max_abs:.3g}", f"{d.value_range:.3g}", f"{d.error:.3g}", "same") for d in checks],
+            right=(1, 2, 3),
+        )
 
     document: dict[str, Any] = {
         "model": str(model),
@@ -65,6 +77,7 @@ def optimize(
         "random_inputs": drawn,
         "passes": counts,
         "placement": placement_document(session.placement),
+        "verified": random is None,
         "verification": [
             {"output": d.name, "max_abs": d.max_abs, "range": d.value_range, "error": d.error} for d in checks
         ],
@@ -78,7 +91,8 @@ def optimize(
     if rounds:
         timing = _time(out, model, target if save else None, feed, threads, rounds)
         document["timing"] = timing.as_dict()
-        _check_peers(out, timing, checks)
+        if random is None:
+            _check_peers(out, timing, checks)
     out.result(document)
     return document
 

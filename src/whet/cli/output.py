@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from whet.errors import WhetError
+from whet.errors import Fail, NoSuchFile, WhetError
 
 
 class Output:
@@ -135,12 +135,30 @@ def format_bytes(count: int | None) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it when the block ends well; on any error nothing is left."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent or ".")
-    os.close(handle)
-    temporary = Path(name)
+    """A temporary path beside `path` that replaces it when the block ends well; on any error nothing is left.
+
+    Raises NoSuchFile where no file can be made, Fail when writing it fails.
+    """
+    temporary = path.parent / f".whet-{uuid.uuid4().hex}{path.suffix}"
+    try:
+        # Plain permissions, so that the result is like any file the user makes.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except OSError as error:
+        raise NoSuchFile(f"cannot write a file here: {error.strerror}", file=str(path)) from error
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise Fail(f"cannot write the file: {error.strerror}", file=str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path) -> None:
+    """Raise NoSuchFile where `path` cannot become a file: said before long work, not after it."""
+    if path.is_dir():
+        raise NoSuchFile("cannot write a file here: it is a folder", file=str(path))
+    if not path.parent.is_dir():
+        raise NoSuchFile("cannot write a file here: its folder does not exist", file=str(path))
+    if not os.access(path.parent, os.W_OK):
+        raise NoSuchFile("cannot write a file here: its folder is not writable", file=str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.markup import escape
 
 from whet.bench.feed_file import save_values
 from whet.cli.inputs import ImageSettings, read_feed
-from whet.cli.output import Output, atomic_path
+from whet.cli.output import Output, atomic_path, check_target
 from whet.cli.session import make_session, placement_document, session_options
 from whet.errors import InvalidArgument
 
@@ -23,18 +24,33 @@ def run(
 ) -> None:  # fmt: skip
     """Run once; summarize the outputs, and save them when asked."""
     options = session_options(level, threads)
-    options.enable_profiling = profile is not None
+    if output is not None and output.suffix:
+        if output.suffix != ".npz":
+            raise InvalidArgument(
+                "outputs are saved as one .npz file or into a folder", file=str(output), found=output.suffix
+            )
+        check_target(output)
+    if profile is not None:
+        check_target(profile)
+        options.enable_profiling = True
+        # Beside its target, so that it can take that name in one step.
+        options.profile_file_prefix = str(profile.parent / ".whet-profile-")
     session = make_session(model, providers, options)
-    feed, drawn = read_feed(session.interface, inputs, dims, seed, batch, image)
-    started = time.perf_counter()
-    results = session.run(None, feed)
-    elapsed_ms = (time.perf_counter() - started) * 1e3
+    try:
+        feed, drawn = read_feed(session.interface, inputs, dims, seed, batch, image)
+        started = time.perf_counter()
+        results = session.run(None, feed)
+        elapsed_ms = (time.perf_counter() - started) * 1e3
+    except BaseException:
+        if profile is not None:
+            os.unlink(session.end_profiling())
+        raise
+    if profile is not None:
+        os.replace(session.end_profiling(), profile)
     names = [a.name for a in session.get_outputs()]
     outputs = dict(zip(names, results, strict=True))
     if output is not None:
         _save(output, outputs)
-    if profile is not None:
-        os.replace(session.end_profiling(), profile)
     out.result(
         {
             "model": str(model),
@@ -83,22 +99,33 @@ def _first(array: np.ndarray[Any, Any]) -> str:
 
 
 def _save(path: Path, outputs: dict[str, Any]) -> None:
-    if path.suffix == ".npz":
+    if path.suffix:
         with atomic_path(path) as temporary:
             if all(isinstance(v, np.ndarray) and v.dtype.kind not in "OV" for v in outputs.values()):
-                with open(temporary, "wb") as file:
-                    np.savez(file, **outputs)
+                _save_arrays(temporary, outputs)
             else:
                 save_values(temporary, outputs)
         return
-    if path.suffix:
-        raise InvalidArgument("outputs are saved as one .npz file or into a folder", file=str(path), found=path.suffix)
-    path.mkdir(parents=True, exist_ok=True)
     for name, value in outputs.items():
         if not isinstance(value, np.ndarray) or value.dtype.kind in "OV":
             raise InvalidArgument(
                 "only numeric tensors can be saved as .npy", value=name, hint="Give -o a name that ends in .npz."
             )
+    path.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for index, (name, value) in enumerate(outputs.items()):
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
+        # Two names may look alike once their odd characters are gone, or on a disk that ignores case.
+        if not safe or safe.lower() in taken:
+            safe = f"{safe}_{index}"
+        taken.add(safe.lower())
         with atomic_path(path / f"{safe}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, value)
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """An .npz file. `np.savez` would take an output called `file` for its own argument."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, value in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, value, allow_pickle=False)

@@ -15,7 +15,7 @@ import numpy as np
 from whet.errors import EPFail, Terminated, WhetError
 from whet.graph import Dim, Expr, TensorType, Value
 from whet.providers import catalog
-from whet.providers.reference.random import RANDOM
+from whet.providers.reference.random import draws
 from whet.session.inference_session import InferenceSession
 from whet.session.options import GraphOptimizationLevel, RunOptions, SessionOptions
 from whet.session.prepare import Source
@@ -136,8 +136,7 @@ def _reference(source: Source, options: SessionOptions) -> tuple[list[Any] | Non
     inputs = plain._main.compiled.loaded.interface.inputs
     has_free = any(not isinstance(d, int) for v in inputs for d in v.shape or ())
     nodes = plain._main.compiled.loaded.model.graph.all_nodes()
-    # Dropout is random in training mode only, which its third input switches on.
-    draws = any(node.op in RANDOM and (node.op != "Dropout" or node.input(2) is not None) for node in nodes)
+    random = any(draws(node) for node in nodes)
     for extent in EXTENTS:
         feed = random_inputs([_sized(value, extent) for value in inputs])
         try:
@@ -153,7 +152,7 @@ def _reference(source: Source, options: SessionOptions) -> tuple[list[Any] | Non
                 found=str(error),
                 hint="Name the providers, or fix its free dimensions (add_free_dimension_override_by_name).",
             ) from error
-        if draws:
+        if random:
             return None, feed, "nothing: the model draws random numbers"
         return outputs, feed, catalog.REFERENCE
     raise AssertionError("EXTENTS is not empty")

@@ -47,7 +47,7 @@ def _draw(
 
 def _shape(declared: TensorType, extents: dict[str, int], batch: int | None) -> tuple[int, ...]:
     if declared.shape is None:
-        return (batch or DEFAULT_EXTENT,)
+        return (DEFAULT_EXTENT if batch is None else batch,)
     shape = []
     for axis, dim in enumerate(declared.shape):
         if isinstance(dim, int):

@@ -82,6 +82,11 @@ def is_random(node: Node) -> bool:
     return node.op in RANDOM
 
 
+def draws(node: Node) -> bool:
+    """Whether `node` makes its model's answers random: a Dropout only in training mode, which its third input sets."""
+    return is_random(node) and (node.op != "Dropout" or node.input(2) is not None)
+
+
 def bind_random(node: Node) -> Callable[[Sequence[Any], Run], list[Any]]:
     """The node bound to its generator: keyed by seed (its own, else the run's), name and repetition in the run."""
     draw = RANDOM[node.op]
