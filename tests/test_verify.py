@@ -123,3 +123,21 @@ def test_a_model_without_outputs_cannot_be_compared() -> None:
         bisect_patches(
             to_proto(from_text(CHAIN.replace("=> (float[n, 4] y)", "=> ()"))).SerializeToString(), feed(), "all"
         )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_roundings_of_the_values_own_type_are_no_difference(dtype: Any) -> None:
+    """A nearly constant value, off by a few units in the last place; then by a hundred."""
+    expected = np.array([1.0, 1.0 + 1e-16, 1.0 + 2.3e-16])
+    epsilon = float(np.finfo(dtype).eps)
+    close, far = np.array([1 + 2 * epsilon, 1, 1], dtype), np.array([1 + 100 * epsilon, 1, 1], dtype)
+    near = compare("v", close, expected, same_type=False)
+    assert near.within(1e-4)
+    assert near.max_abs > 0
+    assert not compare("v", close, expected, same_type=False).within(0.0)
+    assert not compare("v", far, expected, same_type=False).within(1e-4)
+
+
+def test_a_difference_of_types_or_nan_is_never_a_rounding() -> None:
+    assert not compare("v", np.array([np.nan]), np.array([1.0])).within(1e-4)
+    assert not compare("v", np.array([1], np.int64), np.array([2], np.int64)).within(1e-4)

@@ -6,25 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+
+from whet import dtypes
 
 TOLERANCE = 1e-4
 """Largest accepted difference of whole models, as a fraction of the expected value's own range."""
+
+ROUNDING_SCALE = 1e5
+"""How many roundings a range counts for at least: within TOLERANCE, ten roundings always pass. A nearly constant value,
+or one in half precision, cannot be right to 1e-4 of a smaller range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One value's comparison. `error` is the largest absolute difference over the range (max - min) of the expected
-    value; 0 for equal values, infinity where element type, shape, NaN positions or non-numeric content differ."""
+    value; 0 for equal values, infinity where element type, shape, NaN positions or non-numeric content differ.
+    `rounding` is the actual element type's epsilon times the largest magnitude; 0 where nothing is rounded."""
 
     name: str
     error: float
     max_abs: float
     value_range: float
     problem: str = ""
+    rounding: float = 0.0
 
     def within(self, tolerance: float) -> bool:
-        return self.error <= tolerance
+        """Whether the difference is at most `tolerance` of the range, or of `ROUNDING_SCALE` roundings."""
+        return self.error <= tolerance or self.max_abs <= tolerance * ROUNDING_SCALE * self.rounding
 
 
 def compare_all(
@@ -85,9 +95,12 @@ def _compare_arrays(
     span = float(e.max() - e.min())
     if max_abs == 0.0:
         return Difference(name, 0.0, 0.0, span)
+    magnitude = float(np.max(np.abs(e)))
     # A constant value has no range of its own: its magnitude stands in.
-    scale = span if span > 0.0 else max(float(np.max(np.abs(e))), 1e-38)
-    return Difference(name, max_abs / scale, max_abs, span)
+    scale = span if span > 0.0 else max(magnitude, 1e-38)
+    known = dtypes.from_numpy(actual.dtype)
+    epsilon = float(ml_dtypes.finfo(actual.dtype).eps) if known is not None and known.is_float else 0.0  # type: ignore[no-untyped-call]
+    return Difference(name, max_abs / scale, max_abs, span, rounding=epsilon * magnitude)
 
 
 def _mismatch(name: str, problem: str) -> Difference:

@@ -90,7 +90,7 @@ def bisect_patches(
         return loaded, max(found, key=lambda d: d.error)
 
     loaded, difference = worst(None)
-    if difference.within(tolerance):
+    if difference.within(tolerance) or loaded.model.patches == 0:
         return None
     good, bad = 0, loaded.model.patches
     while bad - good > 1:
