@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -104,7 +105,11 @@ def engine_version(name: str) -> str:
     distribution = _DISTRIBUTIONS[name]
     if name == "whet" or distribution is None:
         return __version__
-    version = importlib.metadata.version(distribution)
+    try:
+        version = importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        # A package may come from another distribution: onnxruntime from onnxruntime-gpu, -directml, ...
+        version = str(importlib.import_module(distribution).__version__)
     return f"{__version__} ({distribution} {version})" if name.startswith("whet") else version
 
 

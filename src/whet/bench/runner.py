@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,6 @@ class _Process:
 
     def __init__(self, engine: str, model: str, feed: Path, results: Path, threads: int) -> None:
         self.engine = engine
-        self.results = results
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "whet.bench.worker", engine, model, str(feed), str(results), str(threads)],
@@ -96,17 +96,21 @@ class _Process:
 
     def time_runs(self, runs: int) -> list[float]:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"runs": runs}) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps({"runs": runs}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: `receive` says how
         answer = self.receive()
         if "error" in answer:
-            raise Fail("an engine's process failed while it was timed", value=self.engine, found=answer["error"])
+            raise Fail("the engine failed while it was timed", value=self.engine, found=answer["error"])
         return [float(t) for t in answer["timings_s"]]
 
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # what was not yet sent to a process that has ended
+                    stream.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -133,36 +137,37 @@ def run_side_by_side(
     for engine in engines:
         check_engine(engine.partition("@")[0])
     report = progress or (lambda text: None)
-    processes: list[tuple[_Process, EngineResult, int, list[float]]] = []
-    results: list[EngineResult] = []
-    with tempfile.TemporaryDirectory(prefix="whet-bench-") as folder:
+    results = [EngineResult(engine, engine_version(engine.partition("@")[0])) for engine in engines]
+    timings: list[list[float]] = [[] for _ in engines]
+    running: dict[int, tuple[_Process, int]] = {}
+    with tempfile.TemporaryDirectory(prefix="whet-bench-") as folder, ExitStack() as open_processes:
         feed_path = Path(folder) / "feed.npz"
         save_values(feed_path, feed)
-        try:
-            for index, engine in enumerate(engines):
-                base = engine.partition("@")[0]
-                report(f"{engine}: loading")
-                process = _Process(
-                    base, (models or {}).get(engine, model), feed_path, Path(folder) / f"{index}.npz", threads
-                )
-                result = EngineResult(engine, engine_version(base))
-                results.append(result)
-                answer = process.receive()
-                if "error" in answer:
-                    result.error = str(answer["error"])
-                    process.close()
-                    continue
-                result.load_ms, result.first_run_ms = answer["load_s"] * 1e3, answer["first_run_s"] * 1e3
-                result.outputs = list(load_values(process.results).values())
+        for index, result in enumerate(results):
+            report(f"{result.engine}: loading")
+            file, answers = (models or {}).get(result.engine, model), Path(folder) / f"{index}.npz"
+            process = _Process(result.engine.partition("@")[0], file, feed_path, answers, threads)
+            open_processes.callback(process.close)
+            answer = process.receive()
+            if "error" in answer:
+                result.error = str(answer["error"])
+                continue
+            result.load_ms, result.first_run_ms = answer["load_s"] * 1e3, answer["first_run_s"] * 1e3
+            result.outputs = list(load_values(answers).values())
+            try:
                 probe = process.time_runs(1)[0]
-                processes.append((process, result, max(1, int(ROUND_SECONDS / max(probe, 1e-6))), []))
-            for number in range(rounds):
-                for process, result, runs, timings in processes:
-                    report(f"{result.engine}: round {number + 1} of {rounds}")
-                    timings.extend(process.time_runs(min(runs, 1000)))
-        finally:
-            for process, _, _, _ in processes:
-                process.close()
-    for _, result, _, timings in processes:
-        result.latency = summarize(timings)
+            except Fail as error:
+                result.error = str(error)
+                continue
+            running[index] = process, min(max(1, int(ROUND_SECONDS / max(probe, 1e-6))), 1000)
+        for number in range(rounds):
+            for index, (process, runs) in list(running.items()):
+                report(f"{results[index].engine}: round {number + 1} of {rounds}")
+                try:
+                    timings[index].extend(process.time_runs(runs))
+                except Fail as error:
+                    results[index].error = str(error)
+                    del running[index]
+    for index in running:
+        results[index].latency = summarize(timings[index])
     return SideBySide(model, threads, rounds, results)

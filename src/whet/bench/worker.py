@@ -7,6 +7,7 @@ answers each request {"runs": n} with n timings in seconds, and ends at end of i
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any, TextIO
@@ -20,8 +21,9 @@ WARM_UP_RUNS = 2
 def main(arguments: list[str]) -> int:
     """Run the protocol over standard input and output. Returns the exit status."""
     engine, model, feed_path, results_path, threads = arguments
-    # Engines may print to standard output: keep it for the protocol alone.
-    out, sys.stdout = sys.stdout, sys.stderr
+    # Engines may print to standard output, native code past Python's: keep the pipe for the protocol alone.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         started = time.perf_counter()
         run = ENGINES[engine](model, load_values(feed_path), int(threads))
