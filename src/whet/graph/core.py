@@ -231,8 +231,8 @@ class Node:
 class Graph:
     """Inputs, nodes in topological order, outputs. Nodes form a doubly linked list: insertion and removal are O(1).
 
-    `initializers` lists the constant values that belong to this graph by name, in file order; every constant that a
-    node reads is one of them or has been made by a pass. A subgraph may read values of the graphs around it.
+    Constants belong to no list: they are the values with data that nodes and outputs read (`constants`). A subgraph may
+    read values of the graphs around it.
     """
 
     def __init__(self, name: str = "") -> None:

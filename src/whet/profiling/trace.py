@@ -11,14 +11,18 @@ from typing import Any
 
 from whet.providers.base import ProfileEvent
 
+MAX_EVENTS = 1_000_000
+"""Events kept in memory, as in ONNX Runtime; what comes later is only counted."""
+
 
 class TraceRecorder:
-    """Collects the events of one session, from any thread. Times are in nanoseconds of `time.monotonic_ns`."""
+    """Collects the events of one session, from any thread. Times are nanoseconds of the clock of `start_ns`."""
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns
         self._lock = threading.Lock()
         self._events: list[dict[str, Any]] = []
+        self._dropped = 0
 
     def session_event(self, name: str, start_ns: int, duration_ns: int) -> None:
         """Record a stage of loading, or a whole run."""
@@ -33,12 +37,20 @@ class TraceRecorder:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write everything recorded so far as a JSON list of complete ("X") events, times in microseconds."""
         with self._lock:
-            text = json.dumps(self._events, indent=None, separators=(",", ":"))
-        Path(path).write_text(text, encoding="utf-8")
+            events = list(self._events)
+            if self._dropped:
+                last = events[-1]["ts"]
+                events.append(
+                    {**self._event("Session", f"{self._dropped} later events not kept", 0, 0, {}), "ts": last}
+                )
+        Path(path).write_text(json.dumps(events, separators=(",", ":")), encoding="utf-8")
 
     def _append(self, event: dict[str, Any]) -> None:
         with self._lock:
-            self._events.append(event)
+            if len(self._events) < MAX_EVENTS:
+                self._events.append(event)
+            else:
+                self._dropped += 1
 
     def _event(self, category: str, name: str, start_ns: int, duration_ns: int, args: dict[str, Any]) -> dict[str, Any]:
         return {

@@ -68,7 +68,8 @@ class Placement:
         """One line: nodes per provider, parts, bytes crossing."""
         total = len(self.nodes)
         parts = ", ".join(f"{count}/{total} nodes on {name}" for name, count in self.by_provider.items())
-        return f"{parts or '0 nodes'}; {len(self.partitions)} partitions; {self.crossing_bytes} bytes crossing"
+        least = "at least " if any(c.nbytes is None for c in self.crossings) else ""
+        return f"{parts or '0 nodes'}; {len(self.partitions)} partitions; {least}{self.crossing_bytes} bytes crossing"
 
 
 @dataclass(slots=True)
