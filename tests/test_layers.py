@@ -91,3 +91,52 @@ def test_an_upward_import_is_found() -> None:
         "line 2: graph imports whet.passes.base, which lies no lower"
     ]
     assert _violations("cli", "from whet.graph import Graph\n") == []
+
+
+def _modules() -> dict[str, set[str]]:
+    """Every module of Whet with the modules that it imports anywhere, inside functions too."""
+    paths = {}
+    for path in FILES:
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        paths[".".join(("whet", *parts)).removesuffix(".__init__")] = path
+    graph = {}
+    for name, path in paths.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    found.add(full if full in paths else node.module)
+            elif isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+        graph[name] = {target for target in found if target in paths and target != name}
+    return graph
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, or nothing."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(graph.get(name, ())):
+            if found := visit(target, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    for name in sorted(graph):
+        if found := visit(name, []):
+            return found
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert _cycle(_modules()) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]

@@ -6,19 +6,18 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from whet.errors import EPFail, Terminated, WhetError
-from whet.graph import Dim, Expr, TensorType, Value
+from whet.graph import Dim, Expr, Model, TensorType, Value
 from whet.providers import catalog
 from whet.providers.reference.random import draws
-from whet.session.inference_session import InferenceSession
 from whet.session.options import GraphOptimizationLevel, RunOptions, SessionOptions
-from whet.session.prepare import Source
+from whet.session.prepare import Interface
 from whet.session.random_inputs import random_inputs
 
 Verdict = Literal["chosen", "right", "wrong", "failed"]
@@ -72,20 +71,39 @@ class _Measured:
     median_ms: float
 
 
-def choose_providers(source: Source, options: SessionOptions) -> tuple[list[str], AutoReport]:
-    """The providers for a session of `source`, and the measurements behind that choice.
+class Candidate(Protocol):
+    """What is measured of a session."""
+
+    @property
+    def interface(self) -> Interface: ...
+
+    @property
+    def optimized_model(self) -> Model: ...
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: RunOptions | None = None
+    ) -> list[Any]: ...
+
+
+MakeSession = Callable[[SessionOptions, list[str]], Candidate]
+
+
+def choose_providers(options: SessionOptions, make_session: MakeSession) -> tuple[list[str], AutoReport]:
+    """The providers for a session with `options`, and the measurements behind that choice.
+
+    `make_session` makes a session of the model for other options and providers.
 
     Every installed candidate runs the model on the same random inputs (free dimensions are small unless `options`
     override them). Its answers must match those of the reference provider on the unoptimized model. Raises EPFail, with
     every candidate's error, when none can run the model or none is right.
     """
     candidates = [e.name for e in catalog.CATALOG if e.name != catalog.REFERENCE and catalog.is_installed(e)]
-    expected, feed, compared_with = _reference(source, options)
+    expected, feed, compared_with = _reference(options, make_session)
     measured: list[_Measured] = []
     failed: dict[str, str] = {}
     for name in candidates:
         try:
-            measured.append(_measure(name, _session(source, options, [name]), feed))
+            measured.append(_measure(name, make_session(_options(options), [name]), feed))
         except WhetError as error:
             failed[name] = str(error)
     errors: dict[str, float | None]
@@ -130,12 +148,12 @@ def _rows(
     return tuple(rows)
 
 
-def _reference(source: Source, options: SessionOptions) -> tuple[list[Any] | None, dict[str, Any], str]:
+def _reference(options: SessionOptions, make_session: MakeSession) -> tuple[list[Any] | None, dict[str, Any], str]:
     """The reference's answers on the unoptimized model (or None), the inputs, and what to compare with."""
-    plain = _session(source, options, [catalog.REFERENCE], GraphOptimizationLevel.ORT_DISABLE_ALL)
-    inputs = plain._main.compiled.loaded.interface.inputs
+    plain = make_session(_options(options, GraphOptimizationLevel.ORT_DISABLE_ALL), [catalog.REFERENCE])
+    inputs = plain.interface.inputs
     has_free = any(not isinstance(d, int) for v in inputs for d in v.shape or ())
-    nodes = plain._main.compiled.loaded.model.graph.all_nodes()
+    nodes = plain.optimized_model.graph.all_nodes()
     random = any(draws(node) for node in nodes)
     for extent in EXTENTS:
         feed = random_inputs([_sized(value, extent) for value in inputs])
@@ -175,22 +193,17 @@ def _limited(seconds: float) -> RunOptions:
     return limited
 
 
-def _session(
-    source: Source,
-    options: SessionOptions,
-    providers: Sequence[str],
-    level: GraphOptimizationLevel | None = None,
-) -> InferenceSession:
+def _options(options: SessionOptions, level: GraphOptimizationLevel | None = None) -> SessionOptions:
+    """The caller's options for a session that only measures: it writes no files."""
     own = copy.copy(options)
-    own._config = {k: v for k, v in options._config.items() if k != "verify"}
     own.enable_profiling = False
     own.optimized_model_filepath = ""
     if level is not None:
         own.graph_optimization_level = level
-    return InferenceSession(source, own, providers=list(providers))
+    return own
 
 
-def _measure(name: str, session: InferenceSession, feed: Mapping[str, Any]) -> _Measured:
+def _measure(name: str, session: Candidate, feed: Mapping[str, Any]) -> _Measured:
     outputs = session.run(None, feed, _limited(CANDIDATE_SECONDS))
     times: list[float] = []
     started = time.perf_counter()

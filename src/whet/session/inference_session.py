@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from whet.config import DEFAULT_LIMITS
 from whet.errors import Fail, InvalidArgument, NotImplemented, did_you_mean
@@ -22,6 +22,7 @@ from whet.providers.base import CompileEnv, ExecutionProvider, RunState
 from whet.providers.partition import Placement
 from whet.runtime.values import RuntimeValue
 from whet.session import saved_model
+from whet.session.auto import AutoReport, choose_providers
 from whet.session.config_keys import limit_changes
 from whet.session.device import OrtDevice, OrtMemoryInfo
 from whet.session.environment import LOGGER
@@ -43,9 +44,6 @@ from whet.session.prepare import (
 from whet.session.profile import Profile
 from whet.session.provider_list import normalize
 from whet.session.seed import current_seed
-
-if TYPE_CHECKING:
-    from whet.session.auto import AutoReport
 
 SPECIALIZATIONS = 4
 """How many sets of overridden initializers keep their own compiled form."""
@@ -146,9 +144,9 @@ class InferenceSession:
         """Everything that depends on the providers; the session stays as it was when this fails."""
         report = None
         if isinstance(providers, str) and providers == AUTO:
-            from whet.session.auto import choose_providers
-
-            providers, report = choose_providers(self._source, self._options)
+            providers, report = choose_providers(
+                self._options, lambda options, names: InferenceSession(self._source, options, providers=names)
+            )
         requested = normalize(providers, provider_options)
         strict = self._options._config.get("session.disable_cpu_ep_fallback") == "1"
         made, notes = make_providers(

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from whet.errors import InvalidArgument, InvalidGraph, ResourceExhausted
 from whet.graph import Graph, Node, TensorType, Value
 from whet.providers.reference.flex import bind_flex_attention
+from whet.providers.reference.run import Body, Call, Run
 from whet.providers.reference.widen import widen_type
-
-if TYPE_CHECKING:
-    from whet.providers.reference.interpreter import Run
-
-Body = Callable[[Sequence[Any], Sequence[Any], "Run"], list[Any]]
-"""A subgraph: `body(inputs, captured, run)`."""
-
-Call = Callable[[Sequence[Any], "Run"], list[Any]]
-"""A control node: its inputs, then the values that its subgraphs capture."""
 
 Bind = Callable[[Node, Mapping[str, Body], bool], Call]
 

@@ -13,7 +13,8 @@ from whet.graph import Graph, OptionalType, SequenceType, Value
 from whet.graph.types import Type
 from whet.ops.custom import CustomOp
 from whet.providers.base import RunState
-from whet.providers.reference.interpreter import Builder, Run, root_of
+from whet.providers.reference.interpreter import Builder, root_of
+from whet.providers.reference.run import Run
 from whet.providers.reference.widen import widen_value
 from whet.runtime.values import Map, Optional, RuntimeValue, Tensor
 from whet.runtime.values import Sequence as SequenceValue

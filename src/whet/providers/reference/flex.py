@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,7 @@ from whet.errors import InvalidArgument
 from whet.graph import Graph, Node
 from whet.ops.kernels.common import working
 from whet.ops.kernels.reduce import softmax_along
-
-if TYPE_CHECKING:
-    from whet.providers.reference.control import Body, Call
-    from whet.providers.reference.interpreter import Run
+from whet.providers.reference.run import Body, Call, Run
 
 
 def bind_flex_attention(node: Node, bodies: Mapping[str, Body], widen: bool) -> Call:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from whet.errors import InvalidArgument, NotImplemented
 from whet.graph import Graph, Node, Value
 from whet.ops.evaluate import Bound, bind
-
-if TYPE_CHECKING:
-    from whet.providers.reference.interpreter import Run
+from whet.providers.reference.run import Run
 
 GRADIENT = "ai.onnx.preview.training.Gradient"
 

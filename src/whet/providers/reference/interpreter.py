@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,40 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from whet.config import Limits
 from whet.errors import InvalidGraph, NotImplemented
 from whet.graph import Graph, Node, Value
 from whet.ops.custom import CustomOp
 from whet.ops.evaluate import Bound, bind, bind_kernel
-from whet.providers.base import ProfileEvent, RunState
+from whet.providers.base import ProfileEvent
 from whet.providers.reference.control import CONTROL
 from whet.providers.reference.gradient import GRADIENT, bind_gradient
 from whet.providers.reference.random import bind_random, is_random
+from whet.providers.reference.run import Call, Run
 from whet.providers.reference.widen import bit_cast_source, widen_node, widen_value
 
 PROVIDER = "ReferenceExecutionProvider"
-
-
-class Run:
-    """What one run owns: its state, limits, and the numbering of its random nodes."""
-
-    __slots__ = ("_counts", "entropy", "limits", "state")
-
-    def __init__(self, state: RunState, limits: Limits) -> None:
-        self.state = state
-        self.limits = limits
-        self.entropy = int.from_bytes(os.urandom(8), "little") if state.seed is None else state.seed
-        """Seeds the random nodes that carry no seed of their own."""
-        self._counts: dict[str, int] = {}
-
-    def next_count(self, name: str) -> int:
-        """How often the random node `name` has run before in this run (more than once in a loop)."""
-        count = self._counts.get(name, 0)
-        self._counts[name] = count + 1
-        return count
-
-
-Call = Callable[[Sequence[Any], Run], list[Any]]
 
 
 @dataclass(slots=True)

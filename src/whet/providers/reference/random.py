@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,7 @@ from whet import dtypes
 from whet.errors import InvalidArgument
 from whet.graph import Node
 from whet.ops.evaluate import bind_kernel
-
-if TYPE_CHECKING:
-    from whet.providers.reference.interpreter import Run
+from whet.providers.reference.run import Run
 
 Draw = Callable[[Sequence[Any], Mapping[str, Any], np.random.Generator], Sequence[Any]]
 
