@@ -117,7 +117,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, Runtime
 from onnxruntime.capi import _pybind_state, onnxruntime_pybind11_state
 import onnxruntime.capi.onnxruntime_inference_collection as collection
 from onnxruntime.transformers.optimizer import optimize_model
-assert ort is whet
+assert ort.InferenceSession is whet.InferenceSession
+assert ort.__version__.split(".")[0] == "1" and whet.__version__ != ort.__version__
+assert "SessionOptions" in dir(ort)
 assert ort.capi.onnxruntime_pybind11_state.InvalidArgument is whet.errors.InvalidArgument
 assert _pybind_state.OrtValue is whet.OrtValue is collection.OrtValue
 try:
@@ -131,7 +133,7 @@ content = to_proto(from_text(text)).SerializeToString()
 delegated = ort.InferenceSession(content, providers=["onnxruntime"])
 print(delegated.placement.by_provider, delegated.run(None, {{"x": np.array([1.0], np.float32)}})[0].tolist())
 import onnxruntime
-assert onnxruntime is whet
+assert onnxruntime is ort
 from whet.providers.delegates.genuine import real_onnxruntime
 print(real_onnxruntime().__name__, real_onnxruntime() is not whet)
 {after}
