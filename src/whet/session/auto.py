@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import ml_dtypes
 import numpy as np
 
 from whet.errors import EPFail, Terminated, WhetError
@@ -24,6 +25,8 @@ Verdict = Literal["chosen", "right", "wrong", "failed"]
 
 TOLERANCE = 1e-4
 """Largest error that counts as right, as a fraction of each output's own range."""
+ROUNDING_SCALE = 1e5
+"""How many roundings a range counts for at least: within TOLERANCE, ten roundings are right."""
 REFERENCE_SECONDS = 5.0
 """A reference run that takes longer than this is stopped; candidates are then compared with each other."""
 CANDIDATE_SECONDS = 60.0
@@ -242,6 +245,7 @@ def _error(found: Any, expected: Any) -> float:
         return math.inf
     if e.dtype.kind not in "fcV" or e.dtype.names is not None:
         return 0.0 if bool((f == e).all()) else math.inf
+    epsilon = float(ml_dtypes.finfo(f.real.dtype).eps)  # type: ignore[no-untyped-call]
     wide = np.complex128 if e.dtype.kind == "c" else np.float64
     f, e = f.astype(wide), e.astype(wide)
     same = (f == e) | (np.isnan(f) & np.isnan(e))
@@ -250,5 +254,10 @@ def _error(found: Any, expected: Any) -> float:
     if not bool(np.isfinite(f[~same]).all() and np.isfinite(e[~same]).all()):
         return math.inf
     finite = e[np.isfinite(e)]
-    extent = float(np.abs(finite).max()) if finite.size else 0.0
+    if not finite.size:
+        return math.inf
+    magnitude = float(np.abs(finite).max())
+    span = float(max(np.ptp(finite.real), np.ptp(finite.imag)))
+    # A constant has no range of its own, and no output is right beyond the rounding of its element type.
+    extent = max(span or magnitude, magnitude * ROUNDING_SCALE * epsilon)
     return float(np.abs(f[~same] - e[~same]).max()) / extent if extent else math.inf
