@@ -288,3 +288,25 @@ def test_errors_reach_the_shell_without_a_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in plain.stderr
     as_json = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert json.loads(as_json.stdout)["error"]["type"] == "NoSuchFile"
+
+
+def test_engines_refuse_what_they_would_ignore(affine: Path) -> None:
+    with pytest.raises(InvalidArgument, match="takes no --provider"):
+        call("bench", str(affine), "-e", "onnxruntime", "-p", "openvino")
+    with pytest.raises(InvalidArgument, match="no --level"):
+        call("bench", str(affine), "-e", "onnxruntime", "--level", "basic")
+
+
+def test_optimize_shows_what_auto_measured(affine: Path) -> None:
+    document = call_json("optimize", str(affine), "-p", "auto", "--rounds", "0", "--no-save")
+    rows = {row["name"]: row["verdict"] for row in document["auto"]["rows"]}
+    assert "onnxruntime" in rows
+    assert sorted(rows.values()).count("chosen") == 1
+    assert "Providers measured" in call("optimize", str(affine), "-p", "auto", "--rounds", "0", "--no-save")
+
+
+def test_a_warning_names_no_line_of_the_package(affine: Path) -> None:
+    command = [sys.executable, "-m", "whet.cli", "run", str(affine), "-p", "CUDAExecutionProvider"]
+    finished = subprocess.run([*command, "-p", "CPUExecutionProvider"], capture_output=True, text=True, check=True)
+    assert finished.stderr.startswith("warning: CUDAExecutionProvider is not installed")
+    assert ".py" not in finished.stderr

@@ -246,15 +246,19 @@ def demo(
 
 def run_app() -> int:
     """Run the command that `sys.argv` holds and return its exit status; a typed error is printed, not raised."""
-    warnings.simplefilter("default", UserWarning)
+    out = Output("--json" in sys.argv)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            # `catch_warnings` puts it back; people need the message, not the line of this package that it left from.
+            warnings.showwarning = lambda message, *_: out.warn(str(message))
+            app()
     except WhetError as error:
-        Output("--json" in sys.argv).error(error)
+        out.error(error)
         return 1
     except OSError as error:
         # A file or folder that was there a moment ago, or a disk that is full.
-        Output("--json" in sys.argv).error(Fail(error.strerror or str(error), file=error.filename))
+        out.error(Fail(error.strerror or str(error), file=error.filename))
         return 1
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else 1 if finished.code else 0

@@ -14,7 +14,7 @@ from whet.bench.statistics import Latency, summarize
 from whet.cli.inputs import ImageSettings, read_feed
 from whet.cli.output import Output
 from whet.cli.session import make_session, session_options
-from whet.errors import shorten
+from whet.errors import InvalidArgument, shorten
 from whet.runtime.values import Array
 from whet.session.prepare import LoadSettings, load
 
@@ -27,6 +27,11 @@ def bench(
 ) -> None:  # fmt: skip
     """Time one session in this process, or engines side by side in a process each."""
     if engines:
+        if providers or level != "all":
+            raise InvalidArgument(
+                "--engine takes no --provider and no --level: engines run at their best settings",
+                hint="Name Whet's delegates as engines: whet+onnxruntime, whet+openvino.",
+            )
         names = installed_engines() if engines == ["all"] else engines
         interface = load(str(model), LoadSettings(level="disabled")).interface
         feed, _ = read_feed(interface, inputs, dims, seed, batch, ImageSettings())
@@ -67,14 +72,15 @@ def bench(
 
 
 def show_side_by_side(out: Output, result: SideBySide, note: Mapping[str, str] | None = None) -> None:
-    """The table of a comparison, fastest median first, failures last; the engines' versions below it."""
+    """The table of a comparison, fastest median first; failures and the engines' versions below it."""
     rows = []
     for r in sorted(result.results, key=lambda r: r.latency.median_ms if r.latency else float("inf")):
-        if r.latency is None:
-            rows.append((r.engine, *[""] * 6, shorten(r.error, 120)))
-        else:
+        if r.latency is not None:
             rows.append(latency_row(r.engine, r.latency, r.load_ms, (note or {}).get(r.engine, "")))
     out.table("", COLUMNS, rows, right=range(1, 7))
+    for r in result.results:
+        if r.latency is None:
+            out.text(f"[bold]{escape(r.engine)}[/] failed: {escape(shorten(r.error))}")
     versions = {r.engine.partition("@")[0].rpartition("+")[2]: r.version for r in result.results if "+" not in r.engine}
     out.text(escape(", ".join(f"{name} {version}" for name, version in versions.items())))
 

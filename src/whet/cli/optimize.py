@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from whet.cli.bench import show_side_by_side
 from whet.cli.inputs import ImageSettings, read_feed
 from whet.cli.output import Output, check_target, format_bytes
 from whet.cli.session import LEVEL_OPTIONS, make_session, placement_document, placement_rows, session_options
-from whet.errors import InvalidArgument, VerificationFailed
+from whet.errors import InvalidArgument, VerificationFailed, shorten
 from whet.providers.reference.random import draws
+from whet.session.auto import AutoReport
 from whet.session.inference_session import InferenceSession
 from whet.session.prepare import LoadSettings, load
 from whet.verify.compare import Difference, compare_all
@@ -53,6 +54,8 @@ def optimize(
     out.table("Passes", ("pass", "rewrites"), list(counts.items()), right=(1,))
     out.table("Placement", ("provider", "nodes", ""), placement_rows(session.placement), right=(1,))
     out.text(escape(session.placement.summary()))
+    if session.auto_report is not None:
+        _show_auto(out, session.auto_report)
 
     random = next((node for node in unoptimized if draws(node)), None)
     checks: list[Difference] = []
@@ -77,6 +80,7 @@ def optimize(
         "random_inputs": drawn,
         "passes": counts,
         "placement": placement_document(session.placement),
+        "auto": asdict(session.auto_report) if session.auto_report is not None else None,
         "verified": random is None,
         "verification": [
             {"output": d.name, "max_abs": d.max_abs, "range": d.value_range, "error": d.error} for d in checks
@@ -95,6 +99,26 @@ def optimize(
             _check_peers(out, timing, checks)
     out.result(document)
     return document
+
+
+def _show_auto(out: Output, report: AutoReport) -> None:
+    """What `--provider auto` measured, and why it kept what it kept."""
+    out.table(
+        "Providers measured",
+        ("provider", "median ms", "error", "", ""),
+        [
+            (
+                row.name,
+                "" if row.median_ms is None else f"{row.median_ms:.3f}",
+                "" if row.max_error is None else f"{row.max_error:.3g}",
+                row.verdict,
+                shorten(row.error or "", 120),
+            )
+            for row in report.rows
+        ],
+        right=(1, 2),
+    )
+    out.text(f"compared with {escape(report.compared_with)}")
 
 
 def _verify(
