@@ -25,7 +25,7 @@ LEVELS = {
 ALL_STAGES = ("float64", *LEVELS, "saved")
 
 RELATIVE = 1e-4  # of the output's own range
-ABSOLUTE = 2e-6  # for outputs that are constant but for rounding
+ABSOLUTE = 1e-5  # for outputs that are constant but for rounding, which a norm of equal elements amplifies
 NOISE_FACTOR = 16.0
 
 
@@ -101,7 +101,7 @@ def saved_outputs(model: bytes, feeds: Sequence[Feed]) -> list[list[np.ndarray] 
 def compare(found: np.ndarray, expected: np.ndarray, noise: float = 0.0, *, any_float: bool = False) -> str | None:
     """What is wrong with `found`, None when it agrees; integers and bools must be equal.
 
-    The float tolerance is 1e-4 of the range of `expected`, plus 2e-6 of its largest magnitude (at least 2e-6), plus
+    The float tolerance is 1e-4 of the range of `expected`, plus 1e-5 of its largest magnitude (at least 1e-5), plus
     `noise`. `any_float` ignores the width of floats.
     """
     if not isinstance(found, np.ndarray):

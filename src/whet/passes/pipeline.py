@@ -22,6 +22,7 @@ from whet.passes.basic.pairs import RedundantPairs
 from whet.passes.basic.propagate import ShapePropagation
 from whet.passes.basic.shape_arithmetic import ShapeArithmetic
 from whet.passes.basic.targets import ConstantTargets
+from whet.passes.basic.type_check import TypeCheck
 from whet.passes.extended import EXTENDED_PASSES
 
 CLEANUP: tuple[Pass, ...] = (ConstantMerging(), CommonSubexpressions(), NoOpRemoval(), ConstantFolding(), DeadCode())
@@ -31,6 +32,8 @@ BASIC: Pipeline = (
     # Before types are inferred: nothing need be known of what nobody reads.
     DeadCode(),
     ShapePropagation(),
+    # Before any rewrite: they may rely on an operand's type.
+    TypeCheck(),
     # First among the rewrites: what it computes are the constants that the others look for.
     ConstantFolding(),
     # After folding, which makes conditions known, and before all that stops at the border of a subgraph.
@@ -76,7 +79,7 @@ EXTENDED: Pipeline = (
 """The basic level, then the semantic fusions."""
 
 LEVELS: Mapping[str, Pipeline] = {
-    "disabled": (ShapePropagation(),),
+    "disabled": (ShapePropagation(), TypeCheck()),
     "basic": BASIC,
     "extended": EXTENDED,
     "all": EXTENDED,
