@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 
 from whet.cli.app import app
 from whet.demo import model_path
-from whet.errors import EPFail, InvalidArgument, NoSuchFile, WhetError
+from whet.errors import EPFail, InvalidArgument, NoSuchFile, VerificationFailed, WhetError
+from whet.graph import Value
+from whet.session import saved_model
 
 CNN = str(model_path("digits-cnn"))
 TRANSFORMER = str(model_path("digits-transformer"))
@@ -81,6 +83,21 @@ def test_info_lists_options_with_and_without_effect() -> None:
     assert "session.disable_cpu_ep_fallback" in document["session_keys"]
     assert "session.disable_prepacking" in document["session_keys_without_effect"]
     assert "enable_mem_pattern" in call("info", "--options")
+
+
+def test_info_shows_a_model_that_nobody_runs(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Rotate", ["x"], ["y"], "turn", domain="my.ops")],
+        "custom",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my.ops", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=8), tmp_path / "m.onnx")
+    document = call_json("info", str(tmp_path / "m.onnx"))
+    assert document["operators"] == {"my.ops.Rotate": 1}
+    assert document["placement"] is None
+    assert "my.ops.Rotate(turn)" in document["problem"]
 
 
 def test_a_missing_model_is_a_typed_error() -> None:
@@ -220,6 +237,22 @@ def test_an_interrupted_optimize_leaves_no_half_written_file(tmp_path: Path) -> 
             os.unlink(folder / "o.onnx")
 
 
+def test_optimize_verifies_the_saved_form_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: Any, *, fuse: bool) -> Any:
+        exported = right(model, fuse=fuse)
+        for node in exported.graph:
+            if node.op_type in ("Conv", "FusedConv"):
+                node.set_input(1, Value.constant(f"{node.name}_weights", node.inputs[1].data.numpy() * 1.5))
+                break
+        return exported
+
+    right = saved_model.export
+    monkeypatch.setattr(saved_model, "export", broken)
+    with pytest.raises(VerificationFailed, match="saved form"):
+        call("optimize", CNN, "-o", str(tmp_path / "cnn.onnx"), "--rounds", "0")
+    assert not (tmp_path / "cnn.onnx").exists()
+
+
 # compare
 
 
@@ -239,6 +272,24 @@ def test_compare_tells_models_apart(affine: Path, tmp_path: Path) -> None:
     assert document["outputs"][0]["max_abs"] == pytest.approx(0.5)
 
 
+def test_compare_matches_outputs_by_name(affine: Path, tmp_path: Path) -> None:
+    two = onnx.load(affine)
+    two.graph.output.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, ["n", 3]))
+    onnx.save(two, tmp_path / "ym.onnx")
+    y, m = two.graph.output
+    swapped = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in (m, y)]
+    del two.graph.output[:]
+    two.graph.output.extend(swapped)
+    onnx.save(two, tmp_path / "my.onnx")
+    assert call_json("compare", str(tmp_path / "ym.onnx"), str(tmp_path / "my.onnx"))["same"] is True
+
+
+@pytest.mark.parametrize("arguments", [["--bisect", "--against", "onnxruntime"], ["--bisect", CNN]])
+def test_compare_refuses_what_it_cannot_bisect(affine: Path, arguments: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="bisect"):
+        call("compare", str(affine), *arguments)
+
+
 # bench, demo, the command itself
 
 
@@ -256,6 +307,8 @@ def test_bench_times_engines_side_by_side(affine: Path) -> None:
     assert all(e["latency"]["runs"] >= 1 and not e["error"] for e in document["engines"])
     with pytest.raises(InvalidArgument, match="onnxruntime"):
         call("bench", str(affine), "-e", "onnxruntim")
+    with pytest.raises(InvalidArgument, match="--rounds"):
+        call("bench", str(affine), "-e", "whet", "--runs", "5")
 
 
 def test_bench_reports_an_engine_that_cannot_run_the_model(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from whet.providers.delegates.genuine import PACKAGE, replace_modules
 
@@ -29,8 +29,10 @@ class _StandIn(ModuleType):
     Programs compare `onnxruntime.__version__` with the release that they need.
     """
 
-    __version__ = INTERFACE_VERSION
-    __path__: ClassVar[list[str]] = []
+    def __init__(self) -> None:
+        super().__init__("whet", __doc__)
+        self.__version__ = INTERFACE_VERSION
+        self.__path__ = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module("whet"), name)
@@ -48,7 +50,7 @@ def install_as_onnxruntime() -> ModuleType:
     present = sys.modules.get(PACKAGE)
     if isinstance(present, _StandIn):
         return present
-    stand_in = _StandIn("whet", __doc__)
+    stand_in = _StandIn()
     modules: dict[str, ModuleType] = {PACKAGE: stand_in}
     modules |= {name: importlib.import_module(home) for name, home in STAND_INS.items()}
     replace_modules(modules)

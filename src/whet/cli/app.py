@@ -218,9 +218,9 @@ def bench(
     seed: Seed = 0,
     batch: Batch = None,
     threads: Threads = 0,
-    warm_up: Annotated[int, typer.Option(help="Runs that are not timed, first.", min=0)] = 3,
+    warm_up: Annotated[int, typer.Option(help="Runs that are not timed, first.", min=0)] = bench_verb.WARM_UP,
     runs: Annotated[int, typer.Option("--runs", "-n", help="Timed runs; 0 chooses by time.", min=0)] = 0,
-    seconds: Annotated[float, typer.Option(help="How long to time when --runs is 0.", min=0.0)] = 3.0,
+    seconds: Annotated[float, typer.Option(help="How long to time when --runs is 0.", min=0.0)] = bench_verb.SECONDS,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds, with --engine.", min=1)] = 7,
     as_json: Json = False,
 ) -> None:

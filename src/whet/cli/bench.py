@@ -18,6 +18,8 @@ from whet.errors import InvalidArgument, shorten
 from whet.runtime.values import Array
 from whet.session.prepare import LoadSettings, load
 
+WARM_UP = 3
+SECONDS = 3.0
 COLUMNS = ("latency in ms", "median", "mean", "p95", "p99", "per s", "load", "")
 
 
@@ -27,6 +29,8 @@ def bench(
 ) -> None:  # fmt: skip
     """Time one session in this process, or engines side by side in a process each."""
     if engines:
+        if runs or seconds != SECONDS or warm_up != WARM_UP:
+            raise InvalidArgument("--engine takes --rounds, and no --runs, --seconds or --warm-up")
         if providers or level != "all":
             raise InvalidArgument(
                 "--engine takes no --provider and no --level: engines run at their best settings",

@@ -26,14 +26,16 @@ def compare(
     """Compare outputs; returns whether they agree within the tolerance."""
     if bisect and second is not None:
         raise InvalidArgument("--bisect works on one model: two graphs have no nodes in common")
+    if bisect and against:
+        raise InvalidArgument("--bisect compares with the unoptimized graph in float64: leave --against out")
     session = make_session(first, providers, session_options(level))
     feed, drawn = read_feed(session.interface, inputs, dims, seed, batch, ImageSettings())
     actual = session.run(None, feed)
-    expected, label = _expected(second or first, against, level, feed, second is not None)
+    names = [a.name for a in session.get_outputs()]
+    expected, label = _expected(second or first, against, level, feed, second is not None, names)
     random = next((node for node in session.optimized_model.graph.all_nodes() if draws(node)), None)
     if random is not None:
         out.warn(f"{random.label} draws random numbers: the answers differ by chance")
-    names = [a.name for a in session.get_outputs()]
     if len(names) != len(expected):
         raise InvalidArgument("the models have different numbers of outputs", found=len(names), expected=len(expected))
     differences = compare_all(names, actual, expected, same_type=second is not None or bool(against))
@@ -60,11 +62,13 @@ def compare(
 
 
 def _expected(
-    model: Path, against: list[str] | None, level: str, feed: dict[str, Any], other_model: bool
+    model: Path, against: list[str] | None, level: str, feed: dict[str, Any], other_model: bool, names: list[str]
 ) -> tuple[list[Any], str]:
+    """The outputs to compare with, in the order of `names` where the models name them alike, and what they are."""
     if against or other_model:
         session = make_session(model, against, session_options(level))
-        return session.run(None, feed), f"{model} on {', '.join(session.get_providers())}"
+        alike = {a.name for a in session.get_outputs()} == set(names)
+        return session.run(names if alike else None, feed), f"{model} on {', '.join(session.get_providers())}"
     return reference_outputs(str(model), feed, float64=True), "the unoptimized graph in float64"
 
 

@@ -9,9 +9,10 @@ from rich.markup import escape
 
 from whet.cli.output import Output, format_bytes
 from whet.cli.session import make_session, placement_document, placement_rows, session_options
+from whet.errors import NotImplemented
 from whet.graph import Model
 from whet.session.config_keys import INERT_RUN_KEYS, INERT_SESSION_KEYS, RUN_KEYS, SESSION_KEYS
-from whet.session.feeds import NodeArg
+from whet.session.feeds import NodeArg, node_arg
 from whet.session.options import SessionOptions
 from whet.session.prepare import LoadSettings, load
 
@@ -19,25 +20,34 @@ from whet.session.prepare import LoadSettings, load
 def show_model(out: Output, model: Path, providers: list[str] | None, level: str) -> None:
     """Print what a model is and where its nodes would run."""
     loaded = load(str(model), LoadSettings(level="disabled"))
-    session = make_session(model, providers, session_options(level))
+    placement, problem = None, None
+    try:
+        session = make_session(model, providers, session_options(level))
+        placement, rewritten = session.placement, session.optimized_model
+    except NotImplemented as error:
+        # A node that nobody runs must not hide what the model is.
+        problem, rewritten = error, load(str(model), LoadSettings(level=session_options(level).level)).model
     graph = loaded.model.graph
+    inputs, overridable, outputs = (
+        [node_arg(v) for v in values]
+        for values in (loaded.interface.inputs, loaded.interface.overridable, loaded.interface.outputs)
+    )
     operators = Counter(node.op for node in graph.all_nodes())
-    optimized = Counter(node.op for node in session.optimized_model.graph.all_nodes())
+    optimized = Counter(node.op for node in rewritten.graph.all_nodes())
     weights, weight_bytes = _weights(loaded.model)
-    meta = session.get_modelmeta()
     imports = loaded.model.opset_imports
     out.result(
         {
             "model": str(model),
             "file_bytes": model.stat().st_size,
-            "producer": meta.producer_name,
-            "graph": meta.graph_name,
+            "producer": loaded.model.producer_name,
+            "graph": graph.name,
             "ir_version": loaded.model.ir_version,
             "opsets": {domain or "ai.onnx": version for domain, version in imports.items()},
-            "metadata": meta.custom_metadata_map,
-            "inputs": [_argument(a) for a in session.get_inputs()],
-            "overridable_initializers": [_argument(a) for a in session.get_overridable_initializers()],
-            "outputs": [_argument(a) for a in session.get_outputs()],
+            "metadata": loaded.model.metadata,
+            "inputs": [_argument(a) for a in inputs],
+            "overridable_initializers": [_argument(a) for a in overridable],
+            "outputs": [_argument(a) for a in outputs],
             "nodes": sum(operators.values()),
             "operators": dict(operators.most_common()),
             "weights": weights,
@@ -45,16 +55,18 @@ def show_model(out: Output, model: Path, providers: list[str] | None, level: str
             "level": level,
             "optimized_nodes": sum(optimized.values()),
             "optimized_operators": dict(optimized.most_common()),
-            "placement": placement_document(session.placement),
+            "placement": placement_document(placement) if placement is not None else None,
+            "problem": str(problem) if problem is not None else None,
         }
     )
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(imports.items()))
     out.text(f"[bold]{escape(str(model))}[/]  {format_bytes(model.stat().st_size)}")
-    out.text(f"producer {escape(meta.producer_name or '?')}, IR {loaded.model.ir_version}, opset {escape(opsets)}")
+    out.text(
+        f"producer {escape(loaded.model.producer_name or '?')}, IR {loaded.model.ir_version}, opset {escape(opsets)}"
+    )
     out.text(f"{sum(operators.values())} nodes, {weights} weights in {format_bytes(weight_bytes)}")
-    rows = [("input", a.name, a.type, _shape(a)) for a in session.get_inputs()]
-    overridable = session.get_overridable_initializers()
-    rows += [("output", a.name, a.type, _shape(a)) for a in session.get_outputs()]
+    rows = [("input", a.name, a.type, _shape(a)) for a in inputs]
+    rows += [("output", a.name, a.type, _shape(a)) for a in outputs]
     out.table("", ("", "name", "type", "shape"), rows)
     if overridable:
         out.text(f"{len(overridable)} initializers can be overridden by feeding them")
@@ -64,8 +76,11 @@ def show_model(out: Output, model: Path, providers: list[str] | None, level: str
     ]
     counts.append(("all", sum(operators.values()), sum(optimized.values())))
     out.table("Operators", ("operator", "in the file", f"at level {level}"), counts, right=(1, 2))
-    out.table("Placement", ("provider", "nodes", ""), placement_rows(session.placement), right=(1,))
-    out.text(escape(session.placement.summary()))
+    if placement is not None:
+        out.table("Placement", ("provider", "nodes", ""), placement_rows(placement), right=(1,))
+        out.text(escape(placement.summary()))
+    else:
+        out.warn(f"this model does not run here: {problem}")
 
 
 def show_options(out: Output) -> None:

@@ -21,7 +21,7 @@ from whet.session.auto import AutoReport
 from whet.session.inference_session import InferenceSession
 from whet.session.prepare import LoadSettings, load
 from whet.verify.compare import Difference, compare_all
-from whet.verify.levels import bisect_patches, reference_outputs
+from whet.verify.levels import bisect_patches, exported_outputs, reference_outputs
 
 
 def optimize(
@@ -63,7 +63,7 @@ def optimize(
         out.warn(f"not verified: {random.label} draws random numbers, so no two answers are the same")
     else:
         with out.progress("verifying against the unoptimized graph in float64"):
-            checks = _verify(session, model, feed, level, tolerance)
+            checks = _verify(session, model, feed, level, tolerance, saved=save)
         out.table(
             "Verified against the unoptimized graph (reference provider, float64)",
             ("output", "largest difference", "range", "of range", ""),
@@ -122,11 +122,24 @@ def _show_auto(out: Output, report: AutoReport) -> None:
 
 
 def _verify(
-    session: InferenceSession, model: Path, feed: dict[str, Any], level: str, tolerance: float
+    session: InferenceSession, model: Path, feed: dict[str, Any], level: str, tolerance: float, *, saved: bool
 ) -> list[Difference]:
+    """The comparison of this session's outputs; what would be saved must give the same answers too."""
     expected = reference_outputs(str(model), feed, float64=True)
     names = [a.name for a in session.get_outputs()]
     checks = compare_all(names, session.run(None, feed), expected, same_type=False)
+    if saved:
+        exported = compare_all(names, exported_outputs(session, feed), expected, same_type=False)
+        for difference in exported:
+            if not difference.within(tolerance):
+                raise VerificationFailed(
+                    "the model in its saved form gives other answers than the unoptimized one",
+                    file=str(model),
+                    value=difference.name,
+                    found=difference.problem or f"{difference.error:.3g} of the range",
+                    expected=f"at most {tolerance:g}",
+                    hint="Nothing was saved; --no-save leaves the saving out.",
+                )
     wrong = [d for d in checks if not d.within(tolerance)]
     if wrong:
         worst = max(wrong, key=lambda d: d.error)

@@ -43,6 +43,7 @@ CATALOG: tuple[Entry, ...] = (
 )
 """In order of priority. The reference provider is the last in line on the CPU."""
 
+CPU = "CPUExecutionProvider"
 REFERENCE = "ReferenceExecutionProvider"
 
 ONNXRUNTIME_PROVIDERS: dict[str, str] = {

@@ -16,6 +16,7 @@ import numpy as np
 from whet.errors import EPFail, Terminated, WhetError
 from whet.graph import Dim, Expr, Model, TensorType, Value
 from whet.providers import catalog
+from whet.providers.partition import Placement
 from whet.providers.reference.random import draws
 from whet.session.options import GraphOptimizationLevel, RunOptions, SessionOptions
 from whet.session.prepare import Interface
@@ -82,6 +83,9 @@ class Candidate(Protocol):
 
     @property
     def optimized_model(self) -> Model: ...
+
+    @property
+    def placement(self) -> Placement: ...
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: RunOptions | None = None
@@ -207,6 +211,10 @@ def _options(options: SessionOptions, level: GraphOptimizationLevel | None = Non
 
 
 def _measure(name: str, session: Candidate, feed: Mapping[str, Any]) -> _Measured:
+    placed = session.placement.by_provider
+    # Of a model of which it runs nothing, only the reference provider's time would be measured.
+    if placed and name not in placed and name != catalog.CPU:
+        raise EPFail("the provider runs none of the model's nodes", found=session.placement.summary())
     outputs = session.run(None, feed, _limited(CANDIDATE_SECONDS))
     times: list[float] = []
     started = time.perf_counter()

@@ -440,6 +440,10 @@ class InferenceSession:
         """Write the optimized model in a form that ONNX Runtime reads; on an error nothing is left behind."""
         self._save(self._main, path)
 
+    def exported_model(self) -> Model:
+        """The model in the form that `save_optimized_model` writes."""
+        return saved_model.export(self._main.compiled.loaded.model, fuse=self._settings.level != "disabled")
+
     def _save(self, specialization: Specialization, path: str | os.PathLike[str]) -> None:
         config = self._options._config
         least = config.get("session.optimized_model_external_initializers_min_size_in_bytes")

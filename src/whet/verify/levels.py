@@ -8,10 +8,12 @@ from typing import Any
 
 from whet.errors import InvalidArgument
 from whet.graph import Model, Value
+from whet.passes.base import PassReport
 from whet.providers.base import CompileEnv, ExecutionProvider, Level, RunState
 from whet.session.feeds import FeedChecker
+from whet.session.inference_session import InferenceSession
 from whet.session.ortvalue import to_python
-from whet.session.prepare import Loaded, LoadSettings, Source, compile_model, load, make_providers
+from whet.session.prepare import Interface, Loaded, LoadSettings, Source, compile_model, load, make_providers
 from whet.verify.compare import TOLERANCE, Difference, compare_all
 
 REFERENCE = "ReferenceExecutionProvider"
@@ -50,6 +52,14 @@ def run_loaded(loaded: Loaded, feed: Mapping[str, Any], providers: Sequence[Exec
     compiled = compile_model(loaded, providers, CompileEnv(level=level))
     check = FeedChecker(loaded.interface.inputs, loaded.model.path or "<bytes>")
     return [to_python(v) for v in compiled.executor.run(check(feed), RunState())]
+
+
+def exported_outputs(session: InferenceSession, feed: Mapping[str, Any]) -> list[Any]:
+    """The outputs of what `session` would save, on the reference provider."""
+    graph = (exported := session.exported_model()).graph
+    interface = Interface(tuple(graph.inputs), tuple(graph.outputs), tuple(graph.overridable))
+    settings = LoadSettings(custom_ops=tuple(session.get_session_options()._custom_ops))
+    return run_loaded(Loaded(exported, interface, PassReport()), feed, [_reference(False, settings)])
 
 
 def compare_level(
