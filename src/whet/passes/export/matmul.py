@@ -29,6 +29,8 @@ class FuseMatMul(NodePass):
         operands: list[Value] = []
         attributes: dict[str, Attribute] = {}
         removed = [node] if product is node else [node, product]
+        # The reader takes a vector beside a transposed matrix for a row.
+        matrices = all(v is not None and v.shape is not None and len(v.shape) >= 2 for v in product.inputs)
         for operand, flag in zip(product.inputs, ("transA", "transB"), strict=True):
             assert operand is not None
             current = operand
@@ -39,7 +41,7 @@ class FuseMatMul(NodePass):
                 inner, factor = scaled(made)
                 if inner is not None:
                     alpha *= factor
-                elif flag not in attributes and _exchanges_last(made):
+                elif matrices and flag not in attributes and _exchanges_last(made):
                     attributes[flag] = 1
                     inner = made.inputs[0]
                 if inner is None:
