@@ -96,6 +96,10 @@ def load(source: Source, settings: LoadSettings, *, stop_after: int | None = Non
         Value(name, _merged(declared_type, value.type))
         for (name, declared_type), value in zip(declared, model.graph.outputs, strict=True)
     )
+    for value, stated in zip(model.graph.outputs, outputs, strict=True):
+        # A saved model must state its outputs' ranks, also where inference knows less than the file.
+        if value.type is None or (isinstance(value.type, TensorType) and value.type.shape is None):
+            value.type = stated.type
     interface = Interface(tuple(model.graph.inputs), outputs, tuple(model.graph.overridable))
     return Loaded(model, interface, report)
 
