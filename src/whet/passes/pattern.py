@@ -26,6 +26,8 @@ Leaf = tuple[Value, bool]
 RELATIVE_TOLERANCE = {dtypes.FLOAT16: 1e-3, dtypes.BFLOAT16: 8e-3}
 DEFAULT_TOLERANCE = 4e-6
 """How far a constant may be from the pattern's: exporters round to the tensor's type or to six digits."""
+MOST_FLIPS = 4
+"""How many Neg or Reciprocal nodes in a row are looked through: longer chains are no formula."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ class Const(Pattern):
     def match_number(self, value: Value, found: float | None, state: _State) -> Iterator[None]:
         if found is None:
             state.fail(value, " is no constant scalar, expected ", self.number)
-        elif abs(found - self.number) > _tolerance(value) * abs(self.number):
+        elif not abs(found - self.number) <= _tolerance(value) * abs(self.number):  # so that NaN fails
             state.fail("constant ", value, " counts as ", found, ", expected ", self.number)
         else:
             yield
@@ -289,6 +291,12 @@ class _Chain(Pattern):
 
     def _expand(self, value: Value, inverted: bool, count: int, state: _State) -> Iterator[tuple[Leaf, ...]]:
         """The ways to see `value` as `count` operands; the nodes between are in `state` while the caller looks."""
+        yield from self._expand_flipped(value, inverted, count, state, 0)
+
+    def _expand_flipped(
+        self, value: Value, inverted: bool, count: int, state: _State, flips: int
+    ) -> Iterator[tuple[Leaf, ...]]:
+        """`_expand` behind `flips` inversions in a row."""
         if count == 1:
             yield ((value, inverted),)
         node = value.producer
@@ -298,10 +306,12 @@ class _Chain(Pattern):
             return
         kind = node.op_type
         if kind == self.flips:
+            if flips == MOST_FLIPS:
+                return
             inner = node.inputs[0]
             assert inner is not None
             state.nodes.append(node)
-            yield from self._expand(inner, not inverted, count, state)
+            yield from self._expand_flipped(inner, not inverted, count, state, flips + 1)
             state.nodes.pop()
         elif count > 1 and (kind == self.joins or kind == self.inverts):
             first, second = node.inputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from whet.dtypes import BY_NAME, DType
+from whet.dtypes import BY_NAME, STRING, DType
 from whet.graph import Node, Patch, Value
 from whet.ops.common import axes_in, dtype_of, provably_equal, shape_of, static_ints
 from whet.passes.base import NodePass, PassContext, producer
@@ -49,6 +49,8 @@ def _cast_cast(node: Node) -> Patch | None:
     source, middle, target = (BY_NAME.get(n or "") for n in names)
     if source is None or middle is None or target is None or not lossless(source, middle):
         return None
+    if target is STRING:
+        return None  # the type between says how many digits are written, and whether there is a point
     if source is target:
         return bypass(node, inner.inputs[0])
     return substitute(node, "Cast", [inner.inputs[0]], node.attributes)

@@ -260,11 +260,12 @@ class _Assembly:
 
     def _is_inside(self, reader: Node) -> bool:
         """Whether a reader of the present keys or values feeds this attention only, and goes with it."""
-        stack = [reader]
+        stack, seen = [reader], {self.node}
         while stack:
             node = stack.pop()
-            if node is self.node:
+            if node in seen:
                 continue
+            seen.add(node)
             if any(v.graph_outputs for v in node.outputs) or not any(v.uses for v in node.outputs):
                 return False
             if node.op == "Softmax":

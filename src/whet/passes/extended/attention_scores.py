@@ -22,6 +22,11 @@ from whet.passes.extended.attention_views import (
 ABSORBING = 1e30
 """A finite mask value of at least this size swallows any score that is added to it, in float32 as in float64."""
 
+MOST_STEPS = 64
+"""How many operators between softmax and product are looked through."""
+MOST_PRODUCTS = 4
+"""How many products in a row are looked through for the one number that a tensor holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mask:
@@ -149,9 +154,15 @@ def _einsum(node: Node, left: Value, right: Value) -> Contraction | None:
     return Contraction(a, View(b, b_perm), View(a, a_perm), tuple(order.index(c) for c in result))
 
 
-def _walk(value: Value, factor: float, reader: Node) -> Scores:
-    """The scores that `value` stands for; `factor` is what is multiplied onto them above. Raises Mismatch."""
+def _walk(value: Value, factor: float, reader: Node, depth: int = 0) -> Scores:
+    """The scores that `value` stands for; `factor` is what is multiplied onto them above. Raises Mismatch.
+
+    `depth` counts the steps from the softmax. What is walked is a tree, because every value in it has one reader, so
+    that the walk ends soon whatever the graph.
+    """
     node = value.producer
+    if depth > MOST_STEPS:
+        raise Mismatch("there is too much between softmax and product", near=False)
     if node is None:
         raise Mismatch("the softmax is not over a product of query and key", near=False)
     contraction = read_product(node)
@@ -161,25 +172,23 @@ def _walk(value: Value, factor: float, reader: Node) -> Scores:
         _expect_private(value)
         return Scores(contraction.left_view, contraction.right, reader, node, scale=factor)
     scaled = constant_scale(node)
-    if scaled is not None:
-        scores = _walk(scaled[0], factor * scaled[1], reader)
-        _expect_private(value)
-        return scores
     step = _STEPS.get(node.op)
-    if step is None:
+    if scaled is None and step is None:
         raise Mismatch(f"{node.label} stands between softmax and product", near=False)
-    scores = step(node, factor, reader)
     _expect_private(value)
-    return scores
+    if scaled is not None:
+        return _walk(scaled[0], factor * scaled[1], reader, depth + 1)
+    assert step is not None
+    return step(node, factor, reader, depth + 1)
 
 
-def _walk_add(node: Node, factor: float, reader: Node) -> Scores:
+def _walk_add(node: Node, factor: float, reader: Node, depth: int) -> Scores:
     failure: Mismatch | None = None
     for inner, mask in (node.inputs, node.inputs[::-1]):
         if inner is None or mask is None or inner.data is not None:
             continue
         try:
-            scores = _walk(inner, factor, reader)
+            scores = _walk(inner, factor, reader, depth)
         except Mismatch as reason:
             failure = reason if failure is None or reason.near else failure
             continue
@@ -190,14 +199,14 @@ def _walk_add(node: Node, factor: float, reader: Node) -> Scores:
     raise failure or Mismatch("no product under the mask", near=False)
 
 
-def _walk_where(node: Node, factor: float, reader: Node) -> Scores:
+def _walk_where(node: Node, factor: float, reader: Node, depth: int) -> Scores:
     condition = node.inputs[0]
     assert condition is not None
     for keep, inner, other in ((True, node.inputs[1], node.inputs[2]), (False, node.inputs[2], node.inputs[1])):
         fill = uniform(other)
         if inner is None or fill is None or inner.data is not None:
             continue
-        scores = _walk(inner, factor, reader)
+        scores = _walk(inner, factor, reader, depth)
         rank = _expect_same_shape(node, inner)
         fill *= factor
         if factor <= 0 or fill > -ABSORBING:
@@ -207,42 +216,42 @@ def _walk_where(node: Node, factor: float, reader: Node) -> Scores:
     raise Mismatch("a Where chooses between two tensors", near=False)
 
 
-def _walk_cast(node: Node, factor: float, reader: Node) -> Scores:
+def _walk_cast(node: Node, factor: float, reader: Node, depth: int) -> Scores:
     inner = node.inputs[0]
     assert inner is not None
     if reader.op != "Softmax" or factor != 1.0 or not all(r is reader for r in node.output.uses):
         raise Mismatch("the scores change type before they are masked")
-    scores = _walk(inner, factor, reader)
+    scores = _walk(inner, factor, reader, depth)
     scores.softmax_dtype = dtype_of(node.output)
     return scores
 
 
-def _walk_reshape(node: Node, factor: float, reader: Node) -> Scores:
+def _walk_reshape(node: Node, factor: float, reader: Node, depth: int) -> Scores:
     inner, outer = node.inputs[0], node.output
     assert inner is not None
     if inner.shape is None or outer.shape is None or not same_dims(inner.shape[-2:], outer.shape[-2:]):
         raise Mismatch("the scores are reshaped across queries and keys")
     if {len(inner.shape), len(outer.shape)} - {3, 4}:
         raise Mismatch(f"the scores have rank {len(inner.shape)} and {len(outer.shape)}")
-    return _walk(inner, factor, reader)
+    return _walk(inner, factor, reader, depth)
 
 
-def _walk_tanh(node: Node, factor: float, reader: Node) -> Scores:
+def _walk_tanh(node: Node, factor: float, reader: Node, depth: int) -> Scores:
     inner = node.inputs[0]
     assert inner is not None
     if factor <= 0:
         raise Mismatch("a soft cap is not positive")
-    scores = _walk(inner, factor, reader)
+    scores = _walk(inner, factor, reader, depth)
     if scores.masks or scores.softcap:
         raise Mismatch("the scores are masked before they are capped")
     scores.softcap = factor
     return scores
 
 
-def _walk_identity(node: Node, factor: float, reader: Node) -> Scores:
+def _walk_identity(node: Node, factor: float, reader: Node, depth: int) -> Scores:
     if not no_training(node) or node.inputs[0] is None:
         raise Mismatch("a Dropout in training mode", near=False)
-    return _walk(node.inputs[0], factor, reader)
+    return _walk(node.inputs[0], factor, reader, depth)
 
 
 _STEPS = {
@@ -295,7 +304,7 @@ def _expect_same_shape(node: Node, inner: Value) -> int:
     return len(inner.shape)
 
 
-def uniform(value: Value | None) -> float | None:
+def uniform(value: Value | None, products: int = MOST_PRODUCTS) -> float | None:
     """The number that every element of a float tensor is, where that can be seen, else None."""
     while value is not None:
         if value.data is not None:
@@ -311,8 +320,8 @@ def uniform(value: Value | None) -> float | None:
             fill = node.attributes.get("value")
             numpy = getattr(fill, "numpy", None)
             return 0.0 if fill is None else float(numpy().reshape(-1)[0]) if numpy is not None else None
-        if node.op == "Mul":
-            numbers = [uniform(v) for v in node.inputs]
+        if node.op == "Mul" and products:
+            numbers = [uniform(v, products - 1) for v in node.inputs]
             return numbers[0] * numbers[1] if numbers[0] is not None and numbers[1] is not None else None
         if node.op not in ("Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Transpose"):
             return None

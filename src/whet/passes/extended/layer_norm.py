@@ -122,13 +122,18 @@ class AbsorbAffine(NodePass):
             if parameter.data is not None:
                 context.refuse(self.name, node, new.reason)
             return None
-        if norm.output.only_use is not node or norm.output.quantization is not None:
-            context.refuse(self.name, node, f"{norm.output.name} has another reader or is quantized")
+        if not _feeds_only(norm, node) or norm.output.quantization is not None:
+            context.refuse(self.name, node, f"{norm.label} has another reader or is quantized")
             return None
         inputs = list(norm.inputs) + [None] * (place + 1 - len(norm.inputs))
         inputs[place] = new
         fused = Node(norm.op_type, inputs, [Value("", node.output.type)], norm.attributes)
         return Patch(node, [fused], {node.output: fused.output}, [node, norm])
+
+
+def _feeds_only(norm: Node, reader: Node) -> bool:
+    """Whether `reader` reads the normalized tensor, nothing else does, and nothing reads the mean or deviation."""
+    return norm.output.only_use is reader and not any(v.use_count for v in norm.outputs[1:])
 
 
 def _parameter(norm: Node, parameter: Value, context: PassContext) -> Value | MatchFailure:
@@ -179,7 +184,7 @@ class AbsorbNormCasts(NodePass):
         scale = norm.inputs[1]
         if node.int_attr("to", 0) != dtype.onnx_code or widen.int_attr("to", 0) != dtypes.FLOAT32.onnx_code:
             return None
-        if not is_filled(scale, 1.0) or norm.input(2) is not None or norm.output.only_use is not node:
+        if not is_filled(scale, 1.0) or norm.input(2) is not None or not _feeds_only(norm, node):
             context.refuse(self.name, node, f"{norm.label} has a scale, a bias or another reader in float32")
             return None
         assert scale is not None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
+import numpy as np
+
 from whet.graph import Node, Patch, Value
 from whet.passes.base import NodePass, PassContext, producer
 from whet.passes.extended.activations import is_float
@@ -48,10 +51,14 @@ class FoldMatMulScale(NodePass):
                 return None
         assert weight is not None
         scaled = _times(weight, factor, context)
+        shift = _times(bias, factor, context) if bias is not None else None
+        if scaled is None or (bias is not None and shift is None):
+            context.refuse(self.name, node, f"the scaled constants do not fit {weight.type}")
+            return None
         new = Node("MatMul", [product.inputs[0], scaled], [Value("", product.output.type)], name=product.name)
         if bias is None or bias_add is None:
             return Patch(node, [new], {node.output: new.output}, [node, product])
-        add = Node("Add", [new.output, _times(bias, factor, context)], [Value("", node.output.type)])
+        add = Node("Add", [new.output, shift], [Value("", node.output.type)])
         return Patch(node, [new, add], {node.output: add.output}, [node, bias_add, product])
 
     def _scaled_operand(self, node: Node, context: PassContext) -> Patch | None:
@@ -66,7 +73,11 @@ class FoldMatMulScale(NodePass):
         if operand.only_use is not node or weight.only_use is not node or operand.quantization is not None:
             context.refuse(self.name, node, f"{operand.name} or {weight.name} has other readers")
             return None
-        new = Node("MatMul", [value, _times(weight, factor, context)], [Value("", node.output.type)])
+        scaled = _times(weight, factor, context)
+        if scaled is None:
+            context.refuse(self.name, node, f"the scaled constants do not fit {weight.type}")
+            return None
+        new = Node("MatMul", [value, scaled], [Value("", node.output.type)])
         return Patch(node, [new], {node.output: new.output}, [node, scale])
 
 
@@ -87,8 +98,14 @@ def _scaled(node: Node) -> tuple[Value | None, float | None]:
     return first, number if node.op == "Mul" else 1.0 / number
 
 
-def _times(parameter: Value, factor: float, context: PassContext) -> Value:
+def _times(parameter: Value, factor: float, context: PassContext) -> Value | None:
+    """`factor` times a constant, or None where a number overflows or loses digits below the type's normal range."""
     array = parameter.array
     assert array is not None
-    scaled = (array * array.dtype.type(factor)).astype(array.dtype)
+    with np.errstate(all="ignore"):
+        wide = array.astype(np.float64) * factor
+        scaled = wide.astype(array.dtype)
+    small = float(ml_dtypes.finfo(array.dtype).smallest_normal)
+    if not np.isfinite(scaled.astype(np.float64)).all() or bool(((wide != 0) & (np.abs(wide) < small)).any()):
+        return None
     return Value.constant(context.model.names.fresh(f"{parameter.name}_scaled"), scaled)
