@@ -376,6 +376,9 @@ def random_reduction(b: Builder) -> Value | None:
         axes = b.random.sample(range(x.rank), b.random.randint(1, x.rank))
         if b.opset >= 11 and b.chance(0.5):
             axes = [axis - x.rank for axis in axes]
+    taken = range(x.rank) if axes is None else axes
+    if op == "ReduceProd" and max(product([x.shape[axis] for axis in taken], b.shared.feeds)) > 16:
+        return None  # a long product adds up the roundings of all its factors
     made = reduce(b, op, x, axes, b.choose([0, 1]))
     return b.keep(tame(b, made, 50.0))
 
