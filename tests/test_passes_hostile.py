@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.pass_checks import assert_same, build, load, ops, random_array
+from tests.pass_checks import answers, assert_same, build, load, ops, random_array
 from whet.formats.onnx import to_proto
 from whet.graph import Model
 from whet.ops.evaluate import evaluate_node
@@ -23,6 +23,15 @@ def extended(proto: onnx.ModelProto) -> Model:
     model = load(proto)
     optimize(model, "extended", check_each_patch=True)
     return model
+
+
+def run(model: Model, feeds: dict[str, Any]) -> Any:
+    """The model's one output, node by node with Whet's own kernels."""
+    known = {value: feeds[value.name] for value in model.graph.inputs}
+    for node in model.graph:
+        inputs = [None if v is None else v.array if v.data is not None else known[v] for v in node.inputs]
+        known.update(zip(node.outputs, evaluate_node(node, inputs), strict=True))
+    return known[model.graph.outputs[0]]
 
 
 @pytest.mark.parametrize(
@@ -113,3 +122,56 @@ def test_doubling_products_under_a_mask() -> None:
     model = extended(build(inputs, "float[1,2,3,4] y", body))
     assert "Attention" not in ops(model)
     assert to_proto(model).graph.node
+
+
+HEADS = "float[1,2,4,8] q, float[1,2,4,8] k, float[1,2,4,8] v"
+SCORES = "t = Transpose<perm = [0,1,3,2]>(k)\nr = MatMul(q, t)\ns = Mul(r, factor)\n"
+LEAST = F(np.finfo(F).min)
+
+
+@pytest.mark.parametrize(
+    ("kind", "masks"),
+    [
+        ("float", "m = Where(causal, s, least)\nz = Add(m, mask)"),
+        ("bool", "m = Where(causal, s, least)\nz = Where(mask, m, least)"),
+        ("bool", "m = Where(mask, s, least)\nz = Where(causal, m, least)"),
+        ("bool", "n = Not(mask)\nm = Where(n, least, s)\nz = Where(causal, m, least)"),
+        ("float", "n = Add(s, mask)\nz = Where(causal, n, least)"),
+    ],
+)
+@pytest.mark.parametrize("padded", [1, 2])
+def test_causal_attention_over_padding_on_the_left(kind: str, masks: str, padded: int) -> None:
+    # Every key that the first query may see is padding: finite masks leave a mean over what else they removed.
+    columns = np.arange(4) >= padded
+    mask = columns if kind == "bool" else np.where(columns, F(0), LEAST)
+    constants = {"causal": np.tril(np.ones((1, 1, 4, 4), bool)), "least": LEAST, "factor": F(0.35)}
+    body = f"{SCORES}{masks}\np = Softmax(z)\ny = MatMul(p, v)"
+    proto = build(f"{HEADS}, {kind}[1,1,1,4] mask", "float[1,2,4,8] y", body, **constants)
+    model = extended(proto)
+    assert ops(model)["Attention"] == 1
+    feeds = {name: random_array((1, 2, 4, 8), seed) for seed, name in enumerate("qkv")}
+    feeds["mask"] = mask.reshape(1, 1, 1, 4)
+    (expected,) = answers(proto, feeds)
+    np.testing.assert_allclose(run(model, feeds), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "rows", "keys"), [(0, 4, 3), (2, 0, 3), (2, 4, 0), (2, 4, 3)])
+@pytest.mark.parametrize("flat", [False, True])
+def test_attention_of_nothing(batch: int, rows: int, keys: int, flat: bool) -> None:
+    body = SCORES + "p = Softmax(s)\ny = MatMul(p, v)"
+    inputs, output = "float[B,2,R,8] q, float[B,2,T,8] k, float[B,2,T,8] v", "float[B,2,R,8] y"
+    shapes = {"q": (batch, 2, rows, 8), "k": (batch, 2, keys, 8), "v": (batch, 2, keys, 8)}
+    if flat:
+        split = "".join(f"{n}4 = Reshape(x{n}, heads)\n{n} = Transpose<perm = [0,2,1,3]>({n}4)\n" for n in shapes)
+        body = split + body.replace("y =", "y4 =") + "\nyt = Transpose<perm = [0,2,1,3]>(y4)\ny = Reshape(yt, width)"
+        inputs, output = "float[B,R,16] xq, float[B,T,16] xk, float[B,T,16] xv", "float[B,R,16] y"
+        shapes = {f"x{n}": (batch, s[2], 16) for n, s in shapes.items()}
+    constants: dict[str, Any] = {"factor": F(0.35)}
+    if flat:
+        constants |= {"heads": np.array([0, 0, 2, 8]), "width": np.array([0, 0, 16])}
+    proto = build(inputs, output, body, **constants)
+    model = extended(proto)
+    assert ops(model)["Attention"] == 1
+    feeds = {name: random_array(shape, i) for i, (name, shape) in enumerate(shapes.items())}
+    (expected,) = answers(proto, feeds)
+    np.testing.assert_allclose(run(model, feeds), expected, rtol=1e-5, atol=1e-5)

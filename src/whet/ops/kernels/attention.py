@@ -138,9 +138,10 @@ def attention(inputs: Inputs, attributes: Attributes, output_count: int) -> Outp
         for start in range(0, groups, step):
             part = slice(start, min(start + step, groups))
             hs = slice(part.start * each, part.stop * each)
-            q = query[b, hs].reshape(-1, each, rows, size)
+            count = part.stop - part.start
+            q = query[b, hs].reshape(count, each, rows, size)
             scores = np.matmul(q, key[b, part, None].swapaxes(-1, -2))
-            scores = back(scores.reshape(-1, rows, total), given)
+            scores = back(scores.reshape(count * each, rows, total), given)
             exposed = scores if want_scores and mode == 0 else None
             if softcap > 0:
                 cap = given.type(softcap)
@@ -156,11 +157,11 @@ def attention(inputs: Inputs, attributes: Attributes, output_count: int) -> Outp
             exposed = weights if want_scores and mode == 3 else exposed
             if scores_out is not None:
                 scores_out[b, hs] = exposed
-            grouped = working(weights).reshape(-1, each, rows, total)
-            output[b, hs] = np.matmul(grouped, value[b, part, None]).reshape(-1, rows, value.shape[3])
+            grouped = working(weights).reshape(count, each, rows, total)
+            output[b, hs] = np.matmul(grouped, value[b, part, None]).reshape(count * each, rows, value.shape[3])
     result: Array = output
     if required(inputs, 0, "Q").ndim == 3:
-        result = output.transpose(0, 2, 1, 3).reshape(batch, rows, -1)
+        result = output.transpose(0, 2, 1, 3).reshape(batch, rows, output.shape[1] * output.shape[3])
     return [result, h.present_key, h.present_value, scores_out][: max(output_count, 1)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,41 +21,44 @@ LARGEST_PROVED_MASK = 1 << 24
 def split_causal(masks: list[Mask], queries: Dim, keys: Dim) -> tuple[bool, list[Mask]]:
     """Whether the masks contain plain causal masking (query i sees keys 0..i), and the masks without it.
 
-    Masks that add nothing but zeros go too.
+    Masks that add nothing but zeros go too. Removal by a finite number is the same as by -inf only where each query
+    keeps a key: causal masking sees to that by itself, together with other masks it does not (padding on the left).
     """
+    masks = [m for m in masks if m.keep is not None or uniform(m.value) != 0.0]
     causal, rest = False, []
     for mask in masks:
-        if mask.keep is None and uniform(mask.value) == 0.0:
-            continue
-        if is_causal(mask, queries, keys):
+        removal = causal_removal(mask, queries, keys)
+        if removal is not None and (len(masks) == 1 or removal == -math.inf):
             causal = True
         else:
             rest.append(mask)
     return causal, rest
 
 
-def is_causal(mask: Mask, queries: Dim, keys: Dim) -> bool:
-    """Whether `mask` leaves scores alone where key <= query and removes all others."""
+def causal_removal(mask: Mask, queries: Dim, keys: Dim) -> float | None:
+    """What `mask` adds to scores where key > query (the largest number), if it leaves others alone; else None."""
     triangle = _triangle(mask)
     if triangle is not None:
-        rows, columns = triangle
-        return same(rows, queries) and same(columns, keys)
+        rows, columns, number = triangle
+        return number if same(rows, queries) and same(columns, keys) else None
     data = mask.value.data
     if data is None or data.size > LARGEST_PROVED_MASK or len(data.shape) < 2:
-        return False
+        return None
     rows, columns = data.shape[-2:]
     if not same(rows, queries) or not same(columns, keys) or any(e != 1 for e in data.shape[:-2]):
-        return False
+        return None
     array = np.asarray(data.numpy()).reshape(rows, columns)
     lower = np.tril(np.ones((rows, columns), np.bool_))
     if mask.keep is not None:
-        return bool((array.astype(np.bool_) == (lower == mask.keep)).all())
+        return mask.fill if bool((array.astype(np.bool_) == (lower == mask.keep)).all()) else None
     values = array.astype(np.float64) * mask.factor
-    return bool((values[lower] == 0).all() and (values[~lower] <= -ABSORBING).all())
+    if not (values[lower] == 0).all() or not (values[~lower] <= -ABSORBING).all():
+        return None
+    return float(values[~lower].max(initial=-math.inf))
 
 
-def _triangle(mask: Mask) -> tuple[Dim, Dim] | None:
-    """The extents of a mask that Trilu cuts from one number: zero on and below the diagonal, absorbing above it."""
+def _triangle(mask: Mask) -> tuple[Dim, Dim, float] | None:
+    """The extents of a mask that Trilu cuts from one number, and what it adds above the diagonal: an absorbing number."""
     node = producer(mask.value, "Trilu")
     value = mask.value
     while node is None and value.producer is not None and value.producer.op in ("Unsqueeze", "Cast", "Identity"):
@@ -70,7 +74,8 @@ def _triangle(mask: Mask) -> tuple[Dim, Dim] | None:
     number = uniform(node.inputs[0])
     if node.int_attr("upper", 1) != 1 or diagonal != 1 or number is None:
         return None
-    return (shape[0], shape[1]) if number * mask.factor <= -ABSORBING else None
+    removal = number * mask.factor
+    return (shape[0], shape[1], removal) if removal <= -ABSORBING else None
 
 
 def combine(masks: list[Mask], scores: Shape, lifted: bool, query: Value, builder: Builder) -> Value | None:
@@ -86,6 +91,9 @@ def combine(masks: list[Mask], scores: Shape, lifted: bool, query: Value, builde
         return only.value if only.keep else builder.add("Not", [only.value], only.value, only.value.shape)
     total: Value | None = None
     for mask in fitted:
+        if mask.keep is not None:
+            total = _replacing(mask, total, query, builder)
+            continue
         term = _additive(mask, query, builder)
         if total is None:
             total = term
@@ -94,11 +102,15 @@ def combine(masks: list[Mask], scores: Shape, lifted: bool, query: Value, builde
     return total
 
 
+def _replacing(mask: Mask, total: Value | None, query: Value, builder: Builder) -> Value:
+    """What is added to the scores so far, or the fill, which replaces what other masks have added."""
+    kept = builder.number(0.0, query) if total is None else total
+    fill = builder.number(mask.fill, query)
+    choices = [kept, fill] if mask.keep else [fill, kept]
+    return builder.add("Where", [mask.value, *choices], query, _joined(mask.value.shape, kept.shape))
+
+
 def _additive(mask: Mask, query: Value, builder: Builder) -> Value:
-    if mask.keep is not None:
-        zero, fill = builder.number(0.0, query), builder.number(mask.fill, query)
-        choices = [zero, fill] if mask.keep else [fill, zero]
-        return builder.add("Where", [mask.value, *choices], query, mask.value.shape)
     if dtype_of(mask.value) is not dtype_of(query):
         raise Mismatch(f"the mask {mask.value.name} has another type than the query")
     if mask.factor == 1.0:

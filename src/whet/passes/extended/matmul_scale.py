@@ -105,7 +105,7 @@ def _times(parameter: Value, factor: float, context: PassContext) -> Value | Non
     with np.errstate(all="ignore"):
         wide = array.astype(np.float64) * factor
         scaled = wide.astype(array.dtype)
-    small = float(ml_dtypes.finfo(array.dtype).smallest_normal)
+    small = float(ml_dtypes.finfo(array.dtype).smallest_normal)  # type: ignore[no-untyped-call]
     if not np.isfinite(scaled.astype(np.float64)).all() or bool(((wide != 0) & (np.abs(wide) < small)).any()):
         return None
     return Value.constant(context.model.names.fresh(f"{parameter.name}_scaled"), scaled)
