@@ -86,24 +86,39 @@ def test_strings_sequences_and_control_flow_agree_with_the_reference(level: int)
 def test_random_graphs_agree_with_plain_onnxruntime(seed: int, level: int) -> None:
     case = generate(seed)
     content = case.model.SerializeToString()
-    settings = onnxruntime.SessionOptions()
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    settings.intra_op_num_threads = 1
-    plain = onnxruntime.InferenceSession(content, settings)
+    plain, optimized = (
+        _plain(content, level)
+        for level in (
+            onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+            onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        )
+    )
     options = whet.SessionOptions()
     options.graph_optimization_level = whet.GraphOptimizationLevel(level)
     options.intra_op_num_threads = 1
     delegated = whet.InferenceSession(content, options, providers=["onnxruntime"])
     for feed in case.feeds:
-        for found, wanted in zip(delegated.run(None, feed), plain.run(None, feed), strict=True):
+        rows = zip(delegated.run(None, feed), plain.run(None, feed), optimized.run(None, feed), strict=True)
+        for found, wanted, theirs in rows:
             assert found.dtype == wanted.dtype
             assert found.shape == wanted.shape
             if wanted.dtype.kind != "f":
                 np.testing.assert_array_equal(found, wanted)
                 continue
             finite = wanted[np.isfinite(wanted)]
-            extent = float(np.abs(finite).max()) if finite.size else 1.0
-            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * max(extent, 1e-3))
+            atol = 1e-4 * max(float(np.abs(finite).max()) if finite.size else 1.0, 1e-3)
+            if level and finite.size:
+                # Where ONNX Runtime's own optimizer moves a quantized model's answers, ours may move as far.
+                atol += 2 * float(np.abs(theirs[np.isfinite(wanted)] - finite).max())
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=atol)
+
+
+def _plain(content: bytes, level: Any) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = level
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 4
+    return onnxruntime.InferenceSession(content, settings)
 
 
 def test_every_weight_reaches_the_session_in_place() -> None:
