@@ -58,7 +58,7 @@ def causal_removal(mask: Mask, queries: Dim, keys: Dim) -> float | None:
 
 
 def _triangle(mask: Mask) -> tuple[Dim, Dim, float] | None:
-    """The extents of a mask that Trilu cuts from one number, and what it adds above the diagonal: an absorbing number."""
+    """The extents of a mask that Trilu cuts from one number, and what it adds above the diagonal."""
     node = producer(mask.value, "Trilu")
     value = mask.value
     while node is None and value.producer is not None and value.producer.op in ("Unsqueeze", "Cast", "Identity"):
