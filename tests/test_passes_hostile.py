@@ -175,3 +175,25 @@ def test_attention_of_nothing(batch: int, rows: int, keys: int, flat: bool) -> N
     feeds = {name: random_array(shape, i) for i, (name, shape) in enumerate(shapes.items())}
     (expected,) = answers(proto, feeds)
     np.testing.assert_allclose(run(model, feeds), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.timeout(60)
+def test_a_long_chain_of_concats_becomes_one() -> None:
+    chain = [f"v{i + 1} = Concat<axis = {(0, -2)[i % 2]}>(v{i}, x)" for i in range(3000)]
+    body = "\n".join(["v0 = Relu(x)", *chain, "w = Concat<axis = 1>(v3000, v3000)", "y = Concat<axis = 1>(w, v3000)"])
+    proto = build("float[1,2] x", "float[3001,6] y", body)
+    model = load(proto)
+    optimize(model, "basic")
+    assert ops(model) == {"Relu": 1, "Concat": 2}
+    assert_same(proto, model, {"x": random_array((1, 2))})
+
+
+@pytest.mark.timeout(60)
+def test_many_outputs_keep_their_names() -> None:
+    count = 4000
+    body = "\n".join(f"y{i} = Add(x, zero)" for i in range(count))
+    proto = build("float[2] x", ", ".join(f"float[2] y{i}" for i in range(count)), body, zero=np.zeros(2, F))
+    model = load(proto)
+    optimize(model, "basic")
+    assert [v.name for v in model.graph.outputs] == [f"y{i}" for i in range(count)]
+    assert all(v.graph_outputs == 1 and v.producer is not None for v in model.graph.outputs)

@@ -259,7 +259,13 @@ class Graph:
 
     def replace_output(self, old: Value, new: Value) -> None:
         """Let `new` stand wherever `old` is a graph output."""
-        self.set_outputs(new if v is old else v for v in self._outputs)
+        # Values compare by identity, so that the list is searched at its own speed: a graph may have many outputs.
+        count, position = self._outputs.count(old), -1
+        for _ in range(count):
+            position = self._outputs.index(old, position + 1)
+            self._outputs[position] = new
+        old.graph_outputs -= count
+        new.graph_outputs += count
 
     def __len__(self) -> int:
         return self._count

@@ -82,7 +82,7 @@ def replace_value(model: Model, graph: Graph, old: Value, new: Value) -> None:
 
 def _graphs_with_output(graph: Graph, value: Value) -> list[Graph]:
     """The graphs whose output `value` is; it may be captured by subgraphs and be their output as well."""
-    return [g for g in graph.all_graphs() if any(v is value for v in g.outputs)]
+    return [g for g in graph.all_graphs() if value in g.outputs]
 
 
 def _origins(patch: Patch) -> tuple[str, ...]:

@@ -278,17 +278,27 @@ def _twice(op: str) -> _Rewrite:
     return check
 
 
-def _concat_concat(node: Node) -> Patch | None:
-    """A Concat that only feeds a Concat along the same axis."""
+def _concat_axis(node: Node) -> int | None:
+    """The axis of a Concat, counted from the front, or None while the rank is unknown."""
     rank = _rank(node.output)
-    if rank is None:
+    return None if rank is None else axes_in((node.int_attr("axis", 0),), rank)[0]
+
+
+def _concat_concat(node: Node) -> Patch | None:
+    """Concats along one axis each of which only feeds the next: all at once, from the last one."""
+    axis = _concat_axis(node)
+    if axis is None:
         return None
-    axis = axes_in((node.int_attr("axis", 0),), rank)
+    reader = node.output.only_use
+    if reader is not None and reader.op == "Concat" and _concat_axis(reader) == axis:
+        return None  # one at a time, a chain would be copied once for each link
     inputs: list[Value | None] = []
-    for value in node.inputs:
+    waiting = [(v, node) for v in reversed(node.inputs)]
+    while waiting:
+        value, outer = waiting.pop()
         inner = producer(value, "Concat")
-        if inner is not None and inner.output.only_use is node and axes_in((inner.int_attr("axis", 0),), rank) == axis:
-            inputs.extend(inner.inputs)
+        if inner is not None and inner.output.only_use is outer and _concat_axis(inner) == axis:
+            waiting.extend((v, inner) for v in reversed(inner.inputs))
         else:
             inputs.append(value)
     return substitute(node, "Concat", inputs, node.attributes) if len(inputs) > len(node.inputs) else None
