@@ -82,6 +82,8 @@ def replace_value(model: Model, graph: Graph, old: Value, new: Value) -> None:
 
 def _graphs_with_output(graph: Graph, value: Value) -> list[Graph]:
     """The graphs whose output `value` is; it may be captured by subgraphs and be their output as well."""
+    if graph.outputs.count(value) == value.graph_outputs:
+        return [graph]  # the common case, without a look at every node for subgraphs
     return [g for g in graph.all_graphs() if value in g.outputs]
 
 
