@@ -13,6 +13,7 @@ from whet.formats.onnx import to_proto
 from whet.graph import Model
 from whet.ops.evaluate import evaluate_node
 from whet.passes.basic.pairs import RedundantPairs
+from whet.passes.export import lower_for_onnxruntime
 from whet.passes.pipeline import optimize
 
 F = np.float32
@@ -197,3 +198,13 @@ def test_many_outputs_keep_their_names() -> None:
     optimize(model, "basic")
     assert [v.name for v in model.graph.outputs] == [f"y{i}" for i in range(count)]
     assert all(v.graph_outputs == 1 and v.producer is not None for v in model.graph.outputs)
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_a_saved_group_norm_takes_a_batch_of_nothing(batch: int) -> None:
+    body = "y = GroupNormalization<num_groups = 2>(x, scale, bias)"
+    constants = {"scale": random_array((4,), 1), "bias": random_array((4,), 2)}
+    proto = build("float[N,4,5] x", "float[N,4,5] y", body, **constants)
+    model = extended(proto)
+    lower_for_onnxruntime(model)
+    assert_same(proto, model, {"x": random_array((batch, 4, 5))}, rtol=1e-5, atol=1e-5)

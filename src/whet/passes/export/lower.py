@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from whet.graph import Attribute, Node, Patch, TensorType, Value
+from whet.graph.dims import product
 from whet.graph.tensor import Array
 from whet.passes.base import NodePass, PassContext
 
@@ -44,7 +45,10 @@ class LowerGroupNorm(NodePass):
             return None
         groups, numpy_type = node.int_attr("num_groups", 1), data.type.dtype.numpy
         build = _Builder(node, context)
-        grouped = build.node("Reshape", data, build.constant("groups", np.array([0, groups, -1], np.int64)))
+        # -1 only where it must be: it cannot be worked out in a batch of nothing.
+        elements = product(data.shape[1:])
+        each = elements // groups if isinstance(elements, int) and elements else -1
+        grouped = build.node("Reshape", data, build.constant("groups", np.array([0, groups, each], np.int64)))
         ones, zeros = (build.constant(f"{n}s", np.full(groups, n, numpy_type)) for n in (1, 0))
         epsilon = {"epsilon": node.float_attr("epsilon", 1e-5)}
         normal = build.node("InstanceNormalization", grouped, ones, zeros, attributes=epsilon)
