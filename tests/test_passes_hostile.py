@@ -207,4 +207,10 @@ def test_a_saved_group_norm_takes_a_batch_of_nothing(batch: int) -> None:
     proto = build("float[N,4,5] x", "float[N,4,5] y", body, **constants)
     model = extended(proto)
     lower_for_onnxruntime(model)
-    assert_same(proto, model, {"x": random_array((batch, 4, 5))}, rtol=1e-5, atol=1e-5)
+    # ONNX Runtime refuses an empty batch in the operator itself.
+    x = random_array((batch, 4, 5))
+    parts = x.astype(np.float64).reshape(batch, 2, 10)
+    normal = (parts - parts.mean(2, keepdims=True)) / np.sqrt(parts.var(2, keepdims=True) + 1e-5)
+    scale, bias = (constants[n][:, None] for n in ("scale", "bias"))
+    (found,) = answers(to_proto(model), {"x": x})
+    np.testing.assert_allclose(found, normal.reshape(x.shape) * scale + bias, rtol=1e-5, atol=1e-5)
