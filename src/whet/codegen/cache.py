@@ -15,6 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -197,7 +198,7 @@ def _check_private(status: os.stat_result, what: str) -> None:
         raise _Rejected(f"{what} can be written by others")
 
 
-def _open_entry(folder: int, name: str) -> tuple[dict[str, object], bytes]:
+def _open_entry(folder: int, name: str) -> tuple[dict[str, Any], bytes]:
     """An entry's header and object, from a file that only this user can write."""
     with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
         status = os.fstat(file.fileno())

@@ -47,7 +47,7 @@ def convert(x: Value, dtype: DType) -> Value:
 
 
 def convert_in_range(x: Value, dtype: DType) -> Value:
-    """A float truncated to an integer that the caller knows to fit; anything at all where it does not. One instruction."""
+    """A float truncated to an integer that the caller knows to fit; anything at all where it does not."""
     if not (x.is_float and dtype.is_integer):
         raise LanguageError("from a float to an integer only", found=x, expected=dtype)
     return _cast(x, "fptosi" if dtype.kind == "int" else "fptoui", dtype)
@@ -129,7 +129,7 @@ def _to_bfloat16(x: Value) -> Value:
 
 
 def _odd_float32(x: Value) -> Value:
-    """float64 as float32 rounded to odd: rounding the result again is then as good as rounding once (Boldo, Melquiond)."""
+    """float64 as float32 rounded to odd, which may be rounded again as if it were the first time (Boldo, Melquiond)."""
     near = _cast(x, "fptrunc", FLOAT32)
     back = _cast(near, "fpext", FLOAT64)
     bits = reinterpret(near, UINT32)

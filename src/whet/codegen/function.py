@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from whet.codegen.emitter import Block, Emitter, Phi
-from whet.codegen.irtypes import LanguageError, Number, ir_type, pointer_type, storage_type
+from whet.codegen.irtypes import LanguageError, Number, constant_text, ir_type, pointer_type, storage_type
 from whet.codegen.memory import Pointer
 from whet.codegen.target import Target
 from whet.codegen.values import Operand, Value, constant, constant_vector
 from whet.config import KIB
-from whet.dtypes import BOOL, FLOAT32, FLOAT64, INT32, INT64, UINT32, UINT64, DType
+from whet.dtypes import BOOL, FLOAT32, FLOAT64, INT32, INT64, UINT8, UINT32, UINT64, DType
 
 V = TypeVar("V", Value, Pointer)
 K = TypeVar("K")
@@ -186,6 +186,16 @@ class Function(Emitter):
         name = self.fresh()
         self.entry_lines.append(f"{name} = alloca [{count} x {storage_type(dtype)}], align {align}")
         return Pointer(self, dtype, name)
+
+    def table(self, name: str, dtype: DType, numbers: Sequence[Number], align: int = 64) -> Pointer:
+        """Read-only memory that holds `numbers`. The same name again in a module must mean the same numbers."""
+        element = storage_type(dtype)
+        kind = UINT8 if dtype is BOOL else dtype
+        body = ", ".join(f"{element} {constant_text(kind, n)}" for n in numbers)
+        text = f"@{name} = internal unnamed_addr constant [{len(numbers)} x {element}] [{body}], align {align}"
+        if self.declarations.setdefault(name, text) != text:
+            raise LanguageError("two different tables of one name", found=name)
+        return Pointer(self, dtype, f"@{name}")
 
     # Variables
 
@@ -375,8 +385,27 @@ class Function(Emitter):
 
     # Calls
 
-    def call(self, function: Function, *arguments: Operand | Pointer) -> Value | None:
-        """Call a function of the same module (itself too); its result, if it has one."""
+    def call(self, function: Function, *arguments: Operand | Pointer) -> Value:
+        """The result of a function of the same module (itself too)."""
+        if function.returns is None:
+            raise LanguageError("the function has no result", found=function.name, hint="Use call_void().")
+        return Value(self, function.returns, 1, self.assign(self._call_text(function, arguments)))
+
+    def call_void(self, function: Function, *arguments: Operand | Pointer) -> None:
+        """Call a function of the same module that has no result."""
+        if function.returns is not None:
+            raise LanguageError("the function has a result", found=function.name, hint="Use call().")
+        self.line(self._call_text(function, arguments))
+
+    def call_address(self, address: Pointer, returns: DType, *arguments: Value | Pointer) -> Value:
+        """The result of the code at `address`, by C's calling convention; the arguments' types are its signature."""
+        return Value(self, returns, 1, self.assign(_address_call(address, ir_type(returns), arguments)))
+
+    def call_address_void(self, address: Pointer, *arguments: Value | Pointer) -> None:
+        """Call the code at `address`, which has no result, by C's calling convention."""
+        self.line(_address_call(address, "void", arguments))
+
+    def _call_text(self, function: Function, arguments: Sequence[Operand | Pointer]) -> str:
         if function.declarations is not self.declarations:
             raise LanguageError("the function belongs to another module", found=function.name)
         if len(arguments) != len(function.parameters):
@@ -388,18 +417,8 @@ class Function(Emitter):
             if given.type_text != parameter.type_text:
                 raise LanguageError("an argument of the wrong type", value=parameter.name, found=given)
             texts.append(f"{given.type_text} {given.name}")
-        return self._call(f"@{function.name}", function.returns, texts)
-
-    def call_address(self, address: Pointer, *arguments: Value | Pointer, returns: DType | None = None) -> Value | None:
-        """Call the code at `address` with the calling convention of C; the arguments' types are its signature."""
-        return self._call(address.name, returns, [f"{a.type_text} {a.name}" for a in arguments])
-
-    def _call(self, callee: str, returns: DType | None, arguments: list[str]) -> Value | None:
-        text = f"call {ir_type(returns) if returns else 'void'} {callee}({', '.join(arguments)})"
-        if returns is None:
-            self.line(text)
-            return None
-        return Value(self, returns, 1, self.assign(text))
+        returns = "void" if function.returns is None else ir_type(function.returns)
+        return f"call {returns} @{function.name}({', '.join(texts)})"
 
     def return_(self, value: Operand | None = None) -> None:
         """End the call here, with `value` as its result."""
@@ -424,3 +443,8 @@ class Function(Emitter):
         returns = ir_type(self.returns) if self.returns else "void"
         linkage = "internal " if self.internal else "dso_local "
         return f"define {linkage}{returns} @{self.name}({parameters}) #0 {{\n{self.body_text()}\n}}\n"
+
+
+def _address_call(address: Pointer, returns: str, arguments: Sequence[Value | Pointer]) -> str:
+    texts = [f"{a.type_text} {a.name}" for a in arguments]
+    return f"call {returns} {address.name}({', '.join(texts)})"

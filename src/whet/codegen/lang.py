@@ -6,7 +6,7 @@ from whet.codegen.convert import convert, convert_in_range, convert_saturating, 
 from whet.codegen.function import Function, Parameter, Variable, Variables
 from whet.codegen.irtypes import LanguageError, integer_range
 from whet.codegen.memory import Pointer
-from whet.codegen.module import Global, Module, Source, address_of
+from whet.codegen.module import Module, Source
 from whet.codegen.ops import (
     absolute,
     add_saturating,
@@ -46,8 +46,8 @@ from whet.codegen.ops import (
 from whet.codegen.values import Operand, Value, broadcast, select
 
 __all__ = [
-    "Function", "Global", "LanguageError", "Module", "Operand", "Parameter", "Pointer", "Source", "Value", "Variable",
-    "Variables", "absolute", "add_saturating", "address_of", "all_true", "any_true", "broadcast", "ceil", "clamp",
+    "Function", "LanguageError", "Module", "Operand", "Parameter", "Pointer", "Source", "Value", "Variable",
+    "Variables", "absolute", "add_saturating", "all_true", "any_true", "broadcast", "ceil", "clamp",
     "concatenate", "convert", "convert_in_range", "convert_saturating", "copysign", "count_leading_zeros",
     "count_ones", "dot_bf16", "dot_u8s8", "floor", "fma", "greater_or_second", "halves", "integer_range",
     "interleave", "iota", "is_nan", "less_or_second", "maximum", "minimum", "multiply_by_power_of_two", "polynomial",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,12 +12,10 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from whet.codegen.elf import undefined_symbols
-from whet.codegen.emitter import Emitter
 from whet.codegen.function import Function, Parameter
-from whet.codegen.irtypes import LanguageError, Number, constant_text, storage_type
-from whet.codegen.memory import Pointer
+from whet.codegen.irtypes import LanguageError
 from whet.codegen.target import Target
-from whet.dtypes import BOOL, UINT8, DType
+from whet.dtypes import DType
 from whet.errors import Fail, shorten
 
 CODEGEN_LEVEL = 2
@@ -42,15 +40,6 @@ class Source:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Global:
-    """A constant array in a module."""
-
-    name: str
-    dtype: DType
-    count: int
-
-
 class Module:
     """Functions that are compiled together and may call each other."""
 
@@ -58,7 +47,6 @@ class Module:
         self.target = target
         self.functions: dict[str, Function] = {}
         self._declarations: dict[str, str] = {}
-        self._globals: dict[str, str] = {}
 
     @contextmanager
     def function(self, name: str, returns: DType | None = None, internal: bool = False) -> Iterator[Function]:
@@ -70,16 +58,6 @@ class Module:
         yield function
         function.finish()
 
-    def constants(self, name: str, dtype: DType, numbers: Sequence[Number], align: int = 64) -> Global:
-        """A read-only array in the module's code. The same name again must mean the same numbers."""
-        element = storage_type(dtype)
-        kind = UINT8 if dtype is BOOL else dtype
-        body = ", ".join(f"{element} {constant_text(kind, n)}" for n in numbers)
-        text = f"@{name} = internal unnamed_addr constant [{len(numbers)} x {element}] [{body}], align {align}"
-        if self._globals.setdefault(name, text) != text:
-            raise LanguageError("two different constants of one name", found=name)
-        return Global(name, dtype, len(numbers))
-
     def text(self) -> str:
         """The module in LLVM's textual form."""
         bits = self.target.vector_bits
@@ -88,7 +66,6 @@ class Module:
             [
                 f'target datalayout = "{data_layout(self.target)}"',
                 f'target triple = "{self.target.triple}"',
-                *self._globals.values(),
                 *(f.text() for f in self.functions.values()),
                 *(self._declarations[name] for name in sorted(self._declarations)),
                 f"attributes #0 = {{ {attributes} }}",
@@ -111,11 +88,6 @@ class Signature:
 
     parameters: tuple[Parameter, ...]
     returns: DType | None
-
-
-def address_of(emitter: Emitter, constant: Global) -> Pointer:
-    """The address of a module's constant array, in one of its functions."""
-    return Pointer(emitter, constant.dtype, f"@{constant.name}")
 
 
 @functools.cache

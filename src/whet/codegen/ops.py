@@ -79,7 +79,7 @@ def round_even(x: Value) -> Value:
 def is_nan(x: Value) -> Value:
     """Whether each element is NaN."""
     _float_only(x, "is_nan")
-    return x != x  # noqa: PLR0124
+    return x != x
 
 
 def greater_or_second(a: Value, b: Operand) -> Value:
@@ -182,7 +182,7 @@ def interleave(a: Value, b: Value) -> Value:
 
 
 def reduce(x: Value, combine: Callable[[Value, Value], Value]) -> Value:
-    """All elements combined in a fixed order, lower half with upper half, until one is left: the same on every target."""
+    """All elements combined, lower half with upper half until one is left: the same order on every target."""
     if x.lanes & (x.lanes - 1):
         raise LanguageError("a reduction needs a power of two of lanes", found=x.lanes)
     while x.lanes > 1:
