@@ -37,6 +37,11 @@ def _divide(a: int, b: int) -> int:
     return 0 if b == 0 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
+def _hold(value: int, dtype: DType) -> int:
+    low, high = lang.integer_range(dtype)
+    return min(max(value, low), high)
+
+
 INTEGER_OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[[int, int, DType], int]]] = {
     "add": (operator.add, lambda a, b, t: a + b),
     "sub": (operator.sub, lambda a, b, t: a - b),
@@ -56,11 +61,8 @@ INTEGER_OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[[int, int, DTyp
     "min": (lang.minimum, lambda a, b, t: min(a, b)),
     "max": (lang.maximum, lambda a, b, t: max(a, b)),
     "abs": (lambda a, b: lang.absolute(a), lambda a, b, t: abs(a)),
-    "add_sat": (lang.add_saturating, lambda a, b, t: min(max(a + b, lang.integer_range(t)[0]), lang.integer_range(t)[1])),
-    "sub_sat": (
-        lang.subtract_saturating,
-        lambda a, b, t: min(max(a - b, lang.integer_range(t)[0]), lang.integer_range(t)[1]),
-    ),
+    "add_sat": (lang.add_saturating, lambda a, b, t: _hold(a + b, t)),
+    "sub_sat": (lang.subtract_saturating, lambda a, b, t: _hold(a - b, t)),
     "clz": (lambda a, b: lang.count_leading_zeros(a), lambda a, b, t: t.bits - (a % (1 << t.bits)).bit_length()),
     "ones": (lambda a, b: lang.count_ones(a), lambda a, b, t: (a % (1 << t.bits)).bit_count()),
     "less": (lambda a, b: lang.select(a < b, a.like(1), 0), lambda a, b, t: a < b),

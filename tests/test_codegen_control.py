@@ -249,10 +249,9 @@ def test_rules_are_enforced_where_they_are_broken() -> None:
         lambda: x.gather(i),
         lambda: x.load(0, align=3),
     ]
-    for index, breach in enumerate(broken):
+    for breach in broken:
         with pytest.raises(TypeError):
             breach()
-            pytest.fail(f"breach {index} was not seen")
 
 
 def test_variables_end_with_their_block_and_keep_their_type() -> None:
@@ -286,7 +285,7 @@ def test_a_value_outside_its_block_is_refused_before_llvm_compiles() -> None:
         with k.when(n > 0):
             inside = n * 3
         out.store(inside)
-    with pytest.raises(Fail, match="not valid.*dominate"):
+    with pytest.raises(Fail, match=r"not valid.*dominate"):
         compile_source(module.source())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import stat
 import sys
@@ -103,7 +104,7 @@ def test_damaged_objects_are_errors() -> None:
 def test_unknown_functions_are_named() -> None:
     module = _module(3)
     library = Library(compile_source(module.source()), module.target)
-    with pytest.raises(Fail, match="missing.*scale"):
+    with pytest.raises(Fail, match=r"missing.*scale"):
         library.address("missing")
 
 
@@ -218,6 +219,20 @@ def test_a_cache_that_cannot_be_written_never_fails_a_compilation(tmp_path: Path
     assert load(data, module.target, module.signatures())["scale"](3) == 33
     assert cache.report.problem is not None
     assert cache.report.stored == 0
+
+
+def store_on_a_full_disk(folder: str) -> Any:
+    """What the next test runs in a child: no file of that process may grow past 100 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    cache = ObjectCache(Path(folder))
+    return cache.put((("ir", "x"),), bytes(1000)), cache.report.problem, os.listdir(folder)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Child() as child:
+        stored, problem, left = child.call("tests.test_codegen_objects:store_on_a_full_disk", str(tmp_path / "o"))
+    assert (stored, left) == (False, [])
+    assert "File too large" in problem
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:

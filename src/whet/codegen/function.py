@@ -269,7 +269,7 @@ class Function(Emitter):
         yield index
         latch: str | None = None
         if self.reachable:
-            following = index.result(f"add nuw nsw i64 {index.name}, {stride.name}")
+            following = index.result(f"add nsw i64 {index.name}, {stride.name}")
             again = following < last
             latch = self.block.label
             counter.edges.append((following.name, latch))

@@ -7,6 +7,8 @@ matter at the argument's exponent.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from whet.codegen.convert import convert, convert_in_range, reinterpret
 from whet.codegen.ops import absolute, any_true, copysign, fma, polynomial
 from whet.codegen.values import Value, select
@@ -66,9 +68,7 @@ def _payne_hanek(x: Value) -> tuple[Value, Value]:
     word, shift = place >> 5, convert(place & 31, UINT64)
     table = k.table("two_over_pi", UINT32, c.TWO_OVER_PI)
     words = [convert((table + i).gather(word), UINT64) for i in range(4)]
-    high, middle, low = (
-        ((((a << 32) | b) << shift) >> 32) & 0xFFFFFFFF for a, b in zip(words, words[1:], strict=False)
-    )
+    high, middle, low = (((((a << 32) | b) << shift) >> 32) & 0xFFFFFFFF for a, b in pairwise(words))
     # The product's bits 32 to 95: unit 2**-62 of a quadrant, multiples of four quadrants gone by themselves.
     product = ((mantissa * high) << 32) + mantissa * middle + ((mantissa * low) >> 32)
     quadrant = (product + (1 << 61)) >> 62
