@@ -311,6 +311,24 @@ def test_narrowing_float64_rounds_once(target: Target) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_narrowing_64_bit_integers_rounds_once(target: Target) -> None:
+    # One beside the middle of two bfloat16 numbers, closer than float64 can tell; and what float64 holds exactly.
+    middles = (np.arange(128, 256) * 2 + 1) << 54
+    signed = np.concatenate([middles - 1, middles, middles + 1, -middles - 1, -middles + 1, np.arange(-500, 500) * 257])
+    signed = np.resize(signed, -(-len(signed) // 8) * 8)
+    unsigned = np.abs(signed).astype(np.uint64)
+    calls = [
+        Call(name, [x, np.zeros(len(x), ml_dtypes.bfloat16), len(x)]) for name, x in (("i", signed), ("u", unsigned))
+    ]
+    kinds = {"i": [INT64, BFLOAT16], "u": [UINT64, BFLOAT16]}
+    convert = {name: lambda v: lang.convert(v, BFLOAT16) for name in kinds}
+    run(elementwise(target, convert, kinds, dict.fromkeys(kinds, 8)), calls)
+    for call in calls:
+        want = [float(_exact_small_float(int(v), BFLOAT16)) for v in call.arguments[0]]
+        assert call.arguments[1].astype(np.float64).tolist() == want, call.name
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_saturating_and_reinterpreting(target: Target) -> None:
     x = _edges(INT32)
     narrow, words = np.zeros(256, np.int8), np.zeros(256, np.uint32)

@@ -50,7 +50,9 @@ def _sweep(stride: int) -> Array:
     everything = np.arange(0, 2**32, stride, dtype=np.uint64).astype(np.uint32)
     places = np.array([0, 1e-38, 1.2e-38, 0.35, 0.5, 0.625, 0.70710677, 1, 1.4142135, 1.5707964, 2, 3.92, 3.1415927,
                        4, 9.01, 16, 17.3, 87.33, 88.72, 89, 103.97, 104, 127.5, 128, 149, 150, 151, 32768, 8388608,
-                       2147483648, 3.4028235e38, np.inf], np.float32)  # fmt: skip
+                       2147483648, 3.4028235e38, np.inf,
+                       # nearest of all float32 to a multiple of pi/2
+                       16367173 * 2.0**72], np.float32)  # fmt: skip
     near = (places.view(np.int32)[:, None] + np.arange(-64, 65)).astype(np.int64)
     near = near[near >= 0].astype(np.uint32)
     bits = np.concatenate([everything, near, near | np.uint32(1 << 31)])
