@@ -283,7 +283,7 @@ def test_many_threads_share_a_cache(cache: ObjectCache) -> None:
 
 
 def test_workers_make_the_same_objects() -> None:
-    sources = [_module(factor).source() for factor in range(9)]
+    sources = [_module(factor).source() for factor in range(140)]
     assert compile_sources(sources, workers=2) == [compile_source(s) for s in sources]
 
 
@@ -308,7 +308,7 @@ def test_an_abort_inside_llvm_is_an_error_here() -> None:
 def test_errors_of_a_worker_are_the_callers() -> None:
     bad = Source(host_target(), "this is no module")
     with pytest.raises(Fail, match="not valid"):
-        compile_sources([bad, *(_module(i).source() for i in range(9))], workers=2)
+        compile_sources([*(_module(i).source() for i in range(140)), bad], workers=2)
 
 
 def fuzz_case(case: str) -> Any:

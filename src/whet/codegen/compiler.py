@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from whet.codegen.cache import ObjectCache
@@ -13,8 +13,9 @@ from whet.codegen.process import Child, ProcessDied
 from whet.errors import Fail
 
 _WORKER_FUNCTION = "whet.codegen.module:compile_source"
-_PER_WORKER = 4
-"""Modules that make one more worker worth its start (about as long as compiling this many)."""
+_WARM_UP = "whet.codegen.module:warm_up"
+_PER_WORKER = 64
+"""Modules that make one more worker worth its start, which takes about as long as compiling this many kernels."""
 
 
 def compile_sources(sources: Sequence[Source], cache: ObjectCache | None = None, workers: int = 1) -> list[bytes]:
@@ -55,22 +56,30 @@ def _compile_in(child: Child, source: Source, timeout_s: float | None = None) ->
 
 
 def _in_workers(sources: list[Source], processes: int) -> list[bytes]:
-    children: list[Child] = []
-    idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+    """Compile in this process and in `processes` - 1 children; each takes the next source when it is free."""
+    objects: dict[int, bytes] = {}
+    left = deque(range(len(sources)))
 
-    def work(source: Source) -> bytes:
-        child = idle.get()
+    def drain(work: Callable[[Source], bytes]) -> None:
         try:
-            return _compile_in(child, source)
-        finally:
-            idle.put(child)
+            while left:
+                try:
+                    index = left.popleft()
+                except IndexError:
+                    return  # another worker took the last one
+                objects[index] = work(sources[index])
+        except BaseException:
+            left.clear()
+            raise
 
-    try:
-        for _ in range(processes):
-            children.append(Child())
-            idle.put(children[-1])
-        with ThreadPoolExecutor(processes) as pool:
-            return list(pool.map(work, sources))
-    finally:
-        for child in children:
-            child.close()
+    def drain_in_child() -> None:
+        with Child() as child:
+            child.call(_WARM_UP)
+            drain(lambda source: _compile_in(child, source))
+
+    with ThreadPoolExecutor(processes - 1) as pool:
+        others = [pool.submit(drain_in_child) for _ in range(processes - 1)]
+        drain(compile_source)
+        for other in others:
+            other.result()
+    return [objects[index] for index in range(len(sources))]

@@ -96,6 +96,11 @@ def _initialize() -> None:
     llvm.initialize_all_asmprinters()
 
 
+def warm_up() -> None:
+    """Load what compiling needs, so that a worker is ready when it takes its first module."""
+    _initialize()
+
+
 def target_machine(target: Target) -> llvm.TargetMachine:
     """LLVM's description of the target: small code model, position independent."""
     _initialize()
