@@ -26,6 +26,7 @@ _SYSTEMS = {
     "macos": "apple-macosx",
     "windows": "pc-windows-msvc",
 }
+_PLATFORMS: dict[str, System] = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +111,16 @@ PRESETS: dict[str, Target] = {
 def host_target() -> Target:
     """The machine that this process runs on.
 
-    Raises NotImplemented where its CPU is neither an x86-64 with AVX2, FMA and F16C nor an aarch64.
+    Raises NotImplemented on an unknown system, and where the CPU is neither an x86-64 with AVX2, FMA and F16C nor an
+    aarch64.
     """
     machine = platform.machine().lower()
     found = llvm.get_host_cpu_features()
     cpu = llvm.get_host_cpu_name()
     features = tuple(sorted(("+" if on else "-") + name for name, on in found.items()))
-    system: System = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform, "linux")  # type: ignore[assignment]
+    system = _PLATFORMS.get(sys.platform)
+    if system is None:
+        raise NotImplemented("no compiled code for this system", found=sys.platform, expected=", ".join(_PLATFORMS))
     if machine in ("x86_64", "amd64"):
         if all(found.get(f, False) for f in _X86_512):
             base = AVX512
