@@ -12,8 +12,8 @@ demo: $(VENV)/.demo
 test: lint unit
 
 lint: $(VENV)/.test
-	$(BIN)/ruff format --check src tests training benchmarks
-	$(BIN)/ruff check src tests training benchmarks
+	$(BIN)/ruff format --check src tests training benchmarks tools
+	$(BIN)/ruff check src tests training benchmarks tools
 	$(BIN)/mypy
 
 unit: $(VENV)/.test
