@@ -82,7 +82,11 @@ def test_info_lists_options_with_and_without_effect() -> None:
     assert document["session_options"]["enable_mem_pattern"] is False
     assert "session.disable_cpu_ep_fallback" in document["session_keys"]
     assert "session.disable_prepacking" in document["session_keys_without_effect"]
-    assert "enable_mem_pattern" in call("info", "--options")
+    assert document["run_options"]["terminate"] is True
+    assert document["run_options"]["only_execute_path_to_fetches"] is False
+    text = call("info", "--options")
+    assert "enable_mem_pattern" in text
+    assert "only_execute_path_to_fetches" in text
 
 
 def test_info_shows_a_model_that_nobody_runs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from whet.errors import NotImplemented
 from whet.graph import Model
 from whet.session.config_keys import INERT_RUN_KEYS, INERT_SESSION_KEYS, RUN_KEYS, SESSION_KEYS
 from whet.session.feeds import NodeArg, node_arg
-from whet.session.options import SessionOptions
+from whet.session.options import RunOptions, SessionOptions
 from whet.session.prepare import LoadSettings, load
 
 
@@ -89,6 +89,7 @@ def show_options(out: Output) -> None:
     out.result(
         {
             "session_options": {name: name not in SessionOptions.INERT for name in options},
+            "run_options": {name: name not in RunOptions.INERT for name in sorted(RunOptions._fields)},
             "session_keys": SESSION_KEYS,
             "session_keys_without_effect": sorted(INERT_SESSION_KEYS),
             "run_keys": RUN_KEYS,
@@ -98,6 +99,7 @@ def show_options(out: Output) -> None:
     inert = [(name,) for name in options if name in SessionOptions.INERT]
     out.table("Session options", ("option",), [(n,) for n in options if n not in SessionOptions.INERT])
     out.table("Session options accepted without effect", ("option",), inert)
+    out.table("Run options accepted without effect", ("option",), [(name,) for name in RunOptions.INERT])
     out.table("Session keys", ("key", "meaning"), list(SESSION_KEYS.items()))
     out.table("Run keys", ("key", "meaning"), list(RUN_KEYS.items()))
     silent = sorted(INERT_SESSION_KEYS | INERT_RUN_KEYS)
