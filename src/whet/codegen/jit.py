@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -25,13 +25,14 @@ _CTYPES: dict[DType, Any] = {
 
 
 class Library:
-    """An object in executable memory. Its code lives as long as this does: keep it while an address is in use."""
+    """Objects in executable memory. Their code lives as long as this does: keep it while an address is in use."""
 
-    def __init__(self, data: bytes, target: Target) -> None:
-        """Link `data` for this process.
+    def __init__(self, data: bytes | Sequence[bytes], target: Target) -> None:
+        """Link one object, or several whose functions have names of their own, for this process.
 
-        Raises NotImplemented where the host cannot run the target's code, Fail where the object does not stand alone.
+        Raises NotImplemented where the host cannot run the target's code, Fail where an object does not stand alone.
         """
+        objects = [data] if isinstance(data, bytes) else list(data)
         host = host_target()
         if not target.runs_on(host):
             lacking = [f for f in target.features if f.startswith("+") and f not in host.features]
@@ -39,14 +40,18 @@ class Library:
                 "this machine cannot run code for the target", found=", ".join(lacking) or host.triple,
                 expected=target.triple,
             )  # fmt: skip
-        missing = undefined_symbols(data)
-        if missing:
-            # LLVM's linker would end the process over it.
-            raise Fail("the object needs symbols that it does not hold", found=", ".join(missing))
-        self._names = frozenset(defined_symbols(data))
+        names: set[str] = set()
+        for item in objects:
+            missing = undefined_symbols(item)
+            if missing:
+                # LLVM's linker would end the process over it.
+                raise Fail("the object needs symbols that it does not hold", found=", ".join(missing))
+            names.update(defined_symbols(item))
+        self._names = frozenset(names)
         holder = llvm.parse_assembly(f'target triple = "{target.triple}"')
         self._engine = llvm.create_mcjit_compiler(holder, target_machine(target), use_lmm=True)
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(data))
+        for item in objects:
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(item))
         self._engine.finalize_object()
 
     def address(self, name: str) -> int:

@@ -1,0 +1,187 @@
+"""From steps to a program: slots, argument words, rows, and an arena laid out for a class of extents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from whet.codegen.target import Target
+from whet.compiler.lowering import Lowering, shape_of
+from whet.compiler.memory import Lifetimes, lifetimes, plan
+from whet.compiler.slots import SlotTable
+from whet.compiler.step import Address, Step
+from whet.compiler.views import Buffer
+from whet.compiler.weights import Weight
+from whet.errors import Fail, ResourceExhausted
+from whet.graph.dims import Expr, Known
+from whet.kernels.base import KernelCode, build
+from whet.runtime import program as p
+from whet.runtime.program import Program
+
+LARGEST = (1 << 62) - 1
+
+
+@dataclass(slots=True)
+class Blueprint:
+    """A program whose arena is not laid out yet: good for every run of its specialization."""
+
+    program: Program
+    codes: tuple[KernelCode, ...]
+    weights: tuple[Weight, ...]
+    steps: tuple[Step, ...]
+    output_dims: tuple[tuple[int, ...], ...]
+    """The slots of each output's extents."""
+    lifetimes: Lifetimes
+    size_slots: Mapping[Buffer, int]
+    """The slot of each arena buffer's size in elements."""
+    arena_rows: tuple[tuple[int, Buffer, int], ...]
+    """(row of `addresses`, buffer, offset inside it) for everything that lies in the arena."""
+    check_rows: tuple[Buffer, ...]
+    """The buffer of each row of `checks`."""
+    arena_limit: int
+
+    @property
+    def is_static(self) -> bool:
+        """Whether nothing of this program is decided at run."""
+        return not self.program.symbols
+
+    def lay_out(self, slots: Sequence[int]) -> Program:
+        """The program with its arena planned for the sizes that stand in `slots`, a run's slots after evaluation.
+
+        It fits every run whose buffers are no larger. Raises ResourceExhausted where the arena would pass its limit.
+        """
+        sizes = {b: int(slots[s]) * b.dtype.bits // 8 for b, s in self.size_slots.items()}
+        for buffer, root in self.lifetimes.root.items():
+            sizes[root] = max(sizes[root], sizes[buffer])
+        for buffer, size in sizes.items():
+            if size > self.arena_limit:
+                raise ResourceExhausted(
+                    "a tensor would be larger than the limit", value=buffer.label, found=f"{size} bytes",
+                    expected=f"at most {self.arena_limit} bytes",
+                    hint="Raise Limits.tensor_bytes if this is meant.",
+                )  # fmt: skip
+        offsets, total = plan(self.lifetimes.lives, sizes, len(self.steps))
+        addresses = self.program.addresses.copy()
+        for row, buffer, offset in self.arena_rows:
+            addresses[row, 2] = offsets[self.lifetimes.root[buffer]] + offset
+        checks = self.program.checks.copy()
+        for row, buffer in enumerate(self.check_rows):
+            checks[row, 2] = sizes[self.lifetimes.root[buffer]] * 8 // buffer.dtype.bits
+        return replace(self.program, addresses=addresses, checks=checks, arena_bytes=total)
+
+
+class _Assembler:
+    def __init__(self, lowering: Lowering, symbols: Sequence[str]) -> None:
+        self.lowering = lowering
+        self.slots = SlotTable(symbols)
+        self.words: list[int] = []
+        self.moves: list[tuple[int, int]] = []
+        self.addresses: list[tuple[int, int, int, int]] = []
+        self.io: list[tuple[int, int, int, int]] = []
+        self.arena_rows: list[tuple[int, Buffer, int]] = []
+        self.input_base = 1
+        self.output_base = 1 + len(lowering.inputs)
+        self.weight_base = self.output_base + len(lowering.outputs)
+
+    def number(self, value: Known) -> int:
+        """The next word: a number."""
+        word = len(self.words)
+        if isinstance(value, Expr):
+            self.words.append(0)
+            self.moves.append((word, self.slots.slot(value)))
+        else:
+            self.words.append(int(value))
+        return word
+
+    def address(self, value: Address) -> int:
+        """The next word: an address."""
+        word = len(self.words)
+        self.words.append(0)
+        fixed, slot = (0, self.slots.slot(value.offset)) if isinstance(value.offset, Expr) else (value.offset, -1)
+        buffer = value.buffer
+        if buffer.place == "arena":
+            self.arena_rows.append((len(self.addresses), buffer, fixed))
+            self.addresses.append((word, p.ARENA, fixed, slot))
+        elif buffer.place == "weight":
+            self.addresses.append((word, self.weight_base + buffer.index, fixed, slot))
+        else:
+            base = self.input_base if buffer.place == "input" else self.output_base
+            self.io.append((word, base + buffer.index, fixed, slot))
+        return word
+
+
+def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blueprint:
+    """The blueprint of a lowered graph; `symbols` are the extents that a run gives, in order."""
+    a = _Assembler(lowering, symbols)
+    codes: dict[str, KernelCode] = {}
+    index: dict[str, int] = {}
+    rows: list[list[int]] = []
+    nodes: dict[str, int] = {}
+    scratch = 0
+    for step in lowering.steps:
+        code = build(step.spec, target)
+        codes[code.symbol] = code
+        kernel = index.setdefault(code.symbol, len(index))
+        scratch = max(scratch, code.scratch_bytes)
+        first = len(a.words)
+        for name in code.words:
+            if name not in step.words:
+                raise Fail("a step lacks an argument of its kernel", value=name, found=", ".join(step.words),
+                           node=step.node.label if step.node else None)  # fmt: skip
+            word = step.words[name]
+            if isinstance(word, Address):
+                a.address(word)
+            else:
+                a.number(word)
+        tiles = a.number(step.tiles)
+        node = nodes.setdefault(step.node.label if step.node is not None else "", len(nodes))
+        rows.append([p.KERNEL, kernel, first, tiles, int(step.parallel), node])
+    lives = lifetimes(lowering.steps)
+    size_slots = {b: a.slots.slot(b.elements) for b in lives.root}
+    output_dims = tuple(tuple(a.slots.slot(d) for d in dims) for dims in _output_shapes(lowering))
+    checked = [b for b in lives.root if isinstance(b.elements, Expr)]
+    checks = [(size_slots[b], 0, LARGEST) for b in checked]
+    evaluate = [p.EVALUATE, 0, len(a.slots.code), 0, len(a.moves), 0, len(a.addresses), 0, len(checks)]
+    program = Program(
+        rows=_table([evaluate, *rows], p.ROW_NUMBERS),
+        words=np.array(a.words, np.int64),
+        slots=np.array(a.slots.initial, np.int64),
+        symbols=tuple(symbols),
+        code=_table(a.slots.code, 4),
+        moves=_table(a.moves, 2),
+        addresses=_table(a.addresses, 4),
+        io_addresses=_table(a.io, 4),
+        checks=_table(checks, 3),
+        kernels=tuple(index),
+        nodes=tuple(nodes),
+        inputs=len(lowering.inputs),
+        outputs=len(lowering.outputs),
+        weights=len(lowering.weights),
+        arena_bytes=0,
+        scratch_bytes=scratch,
+    )
+    return Blueprint(
+        program=program,
+        codes=tuple(codes[symbol] for symbol in index),
+        weights=tuple(lowering.weights),
+        steps=tuple(lowering.steps),
+        output_dims=output_dims,
+        lifetimes=lives,
+        size_slots=size_slots,
+        arena_rows=tuple(a.arena_rows),
+        check_rows=tuple(checked),
+        arena_limit=lowering.env.limits.tensor_bytes,
+    )
+
+
+def _output_shapes(lowering: Lowering) -> list[tuple[Known, ...]]:
+    return [shape_of(value) for value in lowering.graph.outputs]
+
+
+def _table(rows: Sequence[Sequence[int]], width: int) -> p.Table:
+    table = np.zeros((len(rows), width), np.int64)
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = row
+    return table

@@ -1,0 +1,43 @@
+"""From a specialized graph to a blueprint: lower, fuse, choose tactics, pack weights, assemble."""
+
+from __future__ import annotations
+
+from whet.compiler.assemble import Blueprint, assemble
+from whet.compiler.fuse import Group, form_groups, order_of_work
+from whet.compiler.lower.outputs import finish_outputs, place_outputs
+from whet.compiler.lower.pointwise import lower_group
+from whet.compiler.lower.table import ANCHORS, LOWER, is_pointwise
+from whet.compiler.lowering import LowerEnv, Lowering
+from whet.compiler.specialize import Specialized
+
+
+def compile_graph(specialized: Specialized, env: LowerEnv) -> Blueprint:
+    """The blueprint of a specialized graph.
+
+    Raises NotImplemented naming the node for one that cannot be lowered (its claim should have said so).
+    """
+    return assemble(lower_graph(specialized, env), specialized.symbols, env.target)
+
+
+def lower_graph(specialized: Specialized, env: LowerEnv) -> Lowering:
+    """The steps of a specialized graph."""
+    graph = specialized.graph
+    ctx = Lowering(graph, env)
+    groups = form_groups(graph, is_pointwise, ANCHORS)
+    place_outputs(ctx, groups)
+    for item in order_of_work(graph, groups):
+        if isinstance(item, Group):
+            anchor = item.anchor
+            if anchor is None:
+                lower_group(ctx, item)
+                continue
+            ctx.node = anchor
+            LOWER[anchor.op].lower(ctx, anchor, item)
+        else:
+            ctx.node = item
+            rule = LOWER.get(item.op)
+            if rule is None:
+                raise ctx.refuse(f"no lowering for {item.op}")
+            rule.lower(ctx, item, None)
+    finish_outputs(ctx)
+    return ctx

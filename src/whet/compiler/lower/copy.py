@@ -1,0 +1,57 @@
+"""Copies between layouts: the steps that move elements and compute nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whet.compiler.lowering import Lowering
+from whet.compiler.step import Word, address
+from whet.compiler.tape import TapeBuilder
+from whet.compiler.views import View, collapse, memory_order
+from whet.dtypes import DType
+from whet.graph.dims import Known, ceil_div
+from whet.kernels.expression import Tape, identity
+from whet.kernels.pointwise import Pointwise
+
+BLOCK = 4096
+"""Innermost elements per tile."""
+
+
+def relayout(ctx: Lowering, view: View, order: Sequence[int] | None = None) -> View:
+    """The same elements in new memory, dense in `order` (C order unless given)."""
+    result = ctx.temporary(view.element, view.shape, order, view.buffer.label)
+    copy(ctx, view, result)
+    return result
+
+
+def dense(ctx: Lowering, view: View) -> View:
+    """The view itself where it lies in C order without gaps, else a copy that does."""
+    return view if view.is_dense() else relayout(ctx, view)
+
+
+def copy(ctx: Lowering, source: View, target: View, tape: Tape | None = None) -> None:
+    """Write the elements of `source` (what `tape` makes of each) to `target`, a view of the same shape."""
+    order = [axis for axis in memory_order(target) if target.shape[axis] != 1]
+    dims = collapse(target.shape, [source.strides, target.strides], order)
+    extents = [extent for extent, _ in dims] or [1]
+    strides = [[s[i] for _, s in dims] or [1] for i in range(2)]
+    kinds = [tuple(s if isinstance(s, int) and s in (0, 1) else None for s in row) for row in strides]
+    spec = Pointwise(tape or identity(source.element), len(extents), (kinds[0],), (kinds[1],))
+    words: dict[str, Word] = {"block": BLOCK, "in0": address(source), "out0": address(target)}
+    for name, row in (("in0", strides[0]), ("out0", strides[1])):
+        for d, stride in enumerate(row):
+            words[f"{name}_s{d}"] = stride
+    for d, extent in enumerate(extents):
+        words[f"n{d}"] = extent
+    tiles: Known = ceil_div(extents[-1], BLOCK)
+    for extent in extents[:-1]:
+        tiles = tiles * extent
+    ctx.emit(spec, words, tiles, [source], [target], tactic="copy")
+
+
+def cast_copy(ctx: Lowering, view: View, element: DType) -> View:
+    """The same elements as another type, in new memory in C order."""
+    result = ctx.temporary(element, view.shape, None, view.buffer.label)
+    builder = TapeBuilder([view.element])
+    copy(ctx, view, result, builder.tape(builder.cast(0, element)))
+    return result

@@ -1,0 +1,276 @@
+"""MatMul and Gemm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from whet.compiler.fuse import Group
+from whet.compiler.lower.copy import cast_copy, relayout
+from whet.compiler.lower.epilogue import Extra, Finish, finish, operand_kind, takes_group
+from whet.compiler.lower.pointwise import tensor_refusal
+from whet.compiler.lower.rule import Rule
+from whet.compiler.lowering import Lowering, dtype_of, shape_of
+from whet.compiler.step import Word, address
+from whet.compiler.tape import TapeBuilder, computed
+from whet.compiler.views import View, collapse, dense_strides, hint, product
+from whet.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
+from whet.graph import Node, Value
+from whet.graph.dims import Known, ceil_div
+from whet.kernels.gemm import Gemm, choose_tile, pack_b
+from whet.kernels.pack import PackB
+
+ELEMENTS = frozenset({FLOAT32, FLOAT64, FLOAT16, BFLOAT16})
+
+
+def refusal(node: Node) -> str | None:
+    """Why a product cannot be lowered, or None."""
+    reason = tensor_refusal(node)
+    if reason is not None:
+        return reason
+    if dtype_of(node.output) not in ELEMENTS:
+        return f"no matrix product of {dtype_of(node.output)}"
+    return None
+
+
+def takes_epilogue(node: Node, group: Group) -> bool:
+    """Whether the product can do the group's work before it stores its sums."""
+    shape = node.output.shape
+    if refusal(node) is not None or shape is None or not shape:
+        return False
+    if node.op == "MatMul" and any(len(v.shape or ()) < 2 for v in node.inputs if v is not None):
+        return False
+    return takes_group(node, group, -1)
+
+
+def lower_matmul(ctx: Lowering, node: Node, group: Group | None) -> None:
+    a, b = node.inputs
+    assert a is not None
+    assert b is not None
+    element = computed(dtype_of(node.output))
+    left = ctx.view(a) if a.data is None or len(shape_of(a)) else ctx.view(a)
+    a_shape, b_shape = shape_of(a), shape_of(b)
+    if len(a_shape) == 1:
+        left = left.expand_dims(0)
+    done = finish(ctx, node, group, element, -1)
+    shape = shape_of(done.result)
+    # A vector's missing dimension stands in the product's shape as 1.
+    rows_shape: tuple[Known, ...] = shape
+    if len(a_shape) == 1:
+        rows_shape = (*rows_shape[: len(rows_shape) - (len(b_shape) > 1)], 1, *rows_shape[len(rows_shape) - (len(b_shape) > 1) :])
+    if len(b_shape) == 1:
+        rows_shape = (*rows_shape, 1)
+    out = ctx.new(done.result)
+    target = View(out.buffer, rows_shape, _with_ones(out, rows_shape), out.offset)
+    emit_product(ctx, left, b, False, element, target, done)
+
+
+def lower_gemm(ctx: Lowering, node: Node, group: Group | None) -> None:
+    a, b, c = node.input(0), node.input(1), node.input(2)
+    assert a is not None
+    assert b is not None
+    element = computed(dtype_of(node.output))
+    left = ctx.view(a)
+    if node.int_attr("transA", 0):
+        left = left.transpose((1, 0))
+    alpha, beta = node.float_attr("alpha", 1.0), node.float_attr("beta", 1.0)
+    extras: list[Extra] = []
+    shape = shape_of(node.output)
+    if c is not None and beta != 0.0:
+        kind = operand_kind(shape_of(c), shape, -1)
+        view = ctx.view(c)
+        if kind is None:
+            view, kind = relayout(ctx, view.broadcast(shape)), "full"
+        extras.append((view, kind))
+
+    def begin(tape: TapeBuilder, total: int, operands: Sequence[int]) -> int:
+        if alpha != 1.0:
+            total = tape.add("mul", element, total, tape.constant(alpha, element))
+        for operand in operands:
+            term = tape.cast(operand, element)
+            if beta != 1.0:
+                term = tape.add("mul", element, term, tape.constant(beta, element))
+            total = tape.add("add", element, total, term)
+        return total
+
+    done = finish(ctx, node, group, element, -1, extras, begin)
+    out = ctx.new(done.result)
+    emit_product(ctx, left, b, bool(node.int_attr("transB", 0)), element, out, done)
+
+
+def _with_ones(view: View, shape: Sequence[Known]) -> tuple[Known, ...]:
+    """Strides of `view` for a shape that has more dimensions of extent 1."""
+    strides: list[Known] = []
+    own = [(e, s) for e, s in zip(view.shape, view.strides, strict=True)]
+    for extent in shape:
+        if own and own[0][0] == extent:
+            strides.append(own.pop(0)[1])
+        else:
+            strides.append(0)
+    return tuple(strides)
+
+
+def emit_product(
+    ctx: Lowering, a: View, b: Value, transposed: bool, element: DType, out: View, done: Finish
+) -> None:
+    """Emit the product of `a` [..., m, k] and `b` [..., k, n] (`transposed`: [..., n, k]) into `out` [..., m, n]."""
+    m, n, k = out.shape[-2], out.shape[-1], a.shape[-1]
+    if a.element is not element:
+        a = cast_copy(ctx, a, element)
+    if out.rank == a.rank and b.data is not None and all(d == 1 for d in shape_of(b)[:-2]):
+        # One matrix for all: the rows of every batch are rows of one product.
+        joined = join_rows(a, out, done)
+        if joined is None:
+            a = relayout(ctx, a)
+            joined = join_rows(a, out, done)
+        if joined is not None:
+            a, out, done = joined
+            m = out.shape[-2]
+    if not a.unit(a.rank - 1):
+        a = relayout(ctx, a)
+    batch_shape = tuple(out.shape[:-2])
+    mr, nv, m_block, panels = choose_tile(ctx.target, hint(m), hint(n), hint(k), element)
+    lda = a.strides[-2] if a.shape[-2] != 1 else (k if isinstance(k, int) else 0)
+    ldc = out.strides[-2]
+    spec = Gemm(
+        dtype=element,
+        n=n if isinstance(n, int) else None,
+        k=k if isinstance(k, int) else None,
+        m=m if isinstance(m, int) and m < m_block else None,
+        lda=lda if isinstance(lda, int) else None,
+        mr=mr,
+        nv=nv,
+        m_block=m_block,
+        panels=panels,
+        epilogue=done.epilogue,
+        batch=len(batch_shape) > 0,
+    )
+    width = spec.width(ctx.target)
+    b_view, b_strides = packed(ctx, b, transposed, element, width, batch_shape)
+    words: dict[str, Word] = {
+        "a": address(a), "b": address(b_view), "c": address(out), "m": m, "n": n, "k": k, "lda": lda, "ldc": ldc,
+    }  # fmt: skip
+    views = [v.broadcast(out.shape) if kind == "full" else v for v, kind in zip(done.operands, done.kinds, strict=True)]
+    for i, (view, kind) in enumerate(zip(views, done.kinds, strict=True)):
+        if kind == "full":
+            if not view.unit(view.rank - 1) or view.rank != out.rank:
+                view = relayout(ctx, view)
+            words[f"e{i}_s"] = view.strides[-2]
+        elif kind == "column" and not view.unit(view.rank - 1):
+            view = relayout(ctx, view)
+        views[i] = view
+        words[f"e{i}"] = address(view)
+    batch: Known = 1
+    if batch_shape:
+        batch = product(batch_shape)
+        rows = [a.broadcast((*batch_shape, *a.shape[-2:])).strides[:-2], b_strides, out.strides[:-2]]
+        for view, kind in zip(views, done.kinds, strict=True):
+            rows.append(view.strides[:-2] if kind == "full" else (0,) * len(batch_shape))
+        dims = collapse(batch_shape, rows, [i for i, extent in enumerate(batch_shape) if extent != 1])
+        if len(dims) > 2:
+            raise ctx.refuse("a batch with more than two strides")
+        dims = [(1, [0] * len(rows))] * (2 - len(dims)) + dims
+        words["batch1"] = dims[1][0]
+        for name, index in (("a", 0), ("b", 1), ("c", 2), *((f"e{i}", 3 + i) for i in range(len(views)))):
+            words[f"{name}_batch0"], words[f"{name}_batch1"] = dims[0][1][index], dims[1][1][index]
+    tiles = batch * ceil_div(n, width * panels) * ceil_div(m, m_block)
+    flops = batch * m * n * k * 2
+    in_place = [(v, out) for v, kind in zip(views, done.kinds, strict=True) if kind == "full" and same_whole(v, out)]
+    ctx.emit(spec, words, tiles, [a, b_view, *views], [out], flops=flops, in_place=in_place, ops=done.ops)
+
+
+def same_whole(a: View, b: View) -> bool:
+    """Whether both views are all of their buffers, in the same order."""
+    return (
+        a.strides == b.strides and a.offset == 0 and b.offset == 0
+        and a.size == a.buffer.elements and b.size == b.buffer.elements
+    )  # fmt: skip
+
+
+def join_rows(a: View, out: View, done: Finish) -> tuple[View, View, Finish] | None:
+    """The product with all dimensions but the last joined to rows, or None where memory does not allow it."""
+    rows = product(out.shape[:-1])
+    left, right = a.reshape((rows, a.shape[-1])), out.reshape((rows, out.shape[-1]))
+    if left is None or right is None:
+        return None
+    operands: list[View] = []
+    for view, kind in zip(done.operands, done.kinds, strict=True):
+        if kind == "full":
+            joined = view.broadcast(out.shape).reshape((rows, out.shape[-1]))
+            if joined is None:
+                return None
+            view = joined
+        operands.append(view)
+    return left, right, Finish(done.epilogue, tuple(operands), done.kinds, done.result, done.ops)
+
+
+def packed(
+    ctx: Lowering, b: Value, transposed: bool, element: DType, width: int, batch_shape: Sequence[Known]
+) -> tuple[View, tuple[Known, ...]]:
+    """B in panels of `width` columns, with its stride along each batch dimension."""
+    shape = shape_of(b)
+    if b.data is not None:
+        return _packed_constant(ctx, b, transposed, element, width, batch_shape)
+    view = ctx.view(b)
+    if len(shape) == 1:
+        view = view.expand_dims(1)
+    if transposed:
+        view = view.transpose((*range(view.rank - 2), view.rank - 1, view.rank - 2))
+    if view.element is not element:
+        view = cast_copy(ctx, view, element)
+    return pack_at_run(ctx, view, element, width, batch_shape)
+
+
+def pack_at_run(
+    ctx: Lowering, view: View, element: DType, width: int, batch_shape: Sequence[Known]
+) -> tuple[View, tuple[Known, ...]]:
+    """Emit the packing of B [..., k, n]; its panels, with their stride along each dimension of `batch_shape`."""
+    k, n = view.shape[-2], view.shape[-1]
+    size = ceil_div(n, width) * width * k
+    own = view.shape[:-2]
+    result = ctx.temporary(element, (*own, size), label=f"panels of {view.buffer.label}")
+    dims = collapse(own, [view.strides[:-2], result.strides[:-1]], [i for i, e in enumerate(own) if e != 1])
+    if len(dims) > 2:
+        view = relayout(ctx, view)
+        dims = collapse(own, [view.strides[:-2], result.strides[:-1]], [i for i, e in enumerate(own) if e != 1])
+    dims = [(1, [0, 0])] * (2 - len(dims)) + dims
+    spec = PackB(element, width, view.unit(view.rank - 1))
+    words: dict[str, Word] = {
+        "b": address(view), "packed": address(result), "k": k, "n": n,
+        "b_row": view.strides[-2], "b_column": view.strides[-1], "batch1": dims[1][0],
+        "b_batch0": dims[0][1][0], "b_batch1": dims[1][1][0],
+        "packed_batch0": dims[0][1][1], "packed_batch1": dims[1][1][1],
+    }  # fmt: skip
+    ctx.emit(spec, words, product(own) * ceil_div(n, width), [view], [result], tactic="pack")
+    strides = View(result.buffer, own, result.strides[:-1]).broadcast(tuple(batch_shape)).strides
+    return result, strides
+
+
+def _packed_constant(
+    ctx: Lowering, b: Value, transposed: bool, element: DType, width: int, batch_shape: Sequence[Known]
+) -> tuple[View, tuple[Known, ...]]:
+    data = b.data
+    assert data is not None
+    shape = data.shape if len(data.shape) > 1 else (*data.shape, 1)
+    own = shape[:-2]
+    k, n = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
+    size = -(-n // width) * width * k
+
+    def make() -> np.ndarray:  # type: ignore[type-arg]
+        array = data.numpy().reshape(shape).astype(element.numpy, copy=False)
+        if transposed:
+            array = array.swapaxes(-1, -2)
+        matrices = array.reshape(-1, k, n)
+        if len(matrices) == 1:
+            return pack_b(matrices[0], width)
+        return np.stack([pack_b(matrix, width) for matrix in matrices])
+
+    buffer = ctx.weight(("panels", data.digest(), transposed, element.name, width), make, element)
+    result = View(buffer, (*own, size), dense_strides((*own, size)))
+    strides = View(buffer, tuple(own), result.strides[:-1]).broadcast(tuple(batch_shape)).strides if batch_shape else ()
+    return result, strides
+
+
+MATMUL = Rule(lower_matmul, refusal)
+GEMM = Rule(lower_gemm, refusal)

@@ -1,0 +1,240 @@
+"""The state of lowering one graph: where each value lies, which steps have been emitted, which memory they use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from whet.codegen.target import Target
+from whet.compiler.step import Step, Word, address
+from whet.compiler.views import Buffer, View, dense_strides, hint, memory_order, product
+from whet.compiler.weights import STORE, Array, Weight
+from whet.config import DEFAULT_LIMITS, Limits
+from whet.dtypes import DType
+from whet.errors import NotImplemented
+from whet.graph import Graph, Node, TensorData, TensorType, Value
+from whet.graph.dims import Known
+from whet.kernels.base import KernelSpec
+
+PARALLEL_NS = 6000.0
+"""Steps that one thread finishes in less stay on it: sharing costs about as much."""
+GUESS_FLOPS_PER_NS = 30.0
+GUESS_BYTES_PER_NS = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class LowerEnv:
+    """What lowering may know of its surroundings."""
+
+    target: Target
+    limits: Limits = DEFAULT_LIMITS
+    goal: str = "latency"
+    tactics: Mapping[str, str] = field(default_factory=dict)
+    """Tactics that are forced, by family of operators; for tests and measurements."""
+
+
+@dataclass(slots=True)
+class Destination:
+    """Where a value should be written so that nobody needs to copy it: a slice of `parent` along `axis`."""
+
+    parent: Value
+    axis: int
+    offset: Known
+
+
+class Lowering:
+    """Lowers a graph whose shapes are all known, as numbers or symbolically, in topological order of its nodes."""
+
+    def __init__(self, graph: Graph, env: LowerEnv) -> None:
+        self.graph = graph
+        self.env = env
+        self.target = env.target
+        self.steps: list[Step] = []
+        self.inputs: list[Buffer] = []
+        self.outputs: list[Buffer] = []
+        self.weights: list[Weight] = []
+        self.buffers: list[Buffer] = []
+        """Buffers of the arena."""
+        self.node: Node | None = None
+        self.tape_readers: dict[Node, object] = {}
+        self._views: dict[Value, View] = {}
+        self._weight_buffers: dict[Hashable, Buffer] = {}
+        self._destinations: dict[Value, Destination] = {}
+        self._output_of: dict[Value, Buffer] = {}
+        for index, value in enumerate(graph.inputs):
+            shape, dtype = shape_of(value), dtype_of(value)
+            buffer = Buffer("input", dtype, product(shape), index, value.name)
+            self.inputs.append(buffer)
+            self._views[value] = View(buffer, shape, dense_strides(shape))
+        for index, value in enumerate(graph.outputs):
+            buffer = Buffer("output", dtype_of(value), product(shape_of(value)), index, value.name)
+            self.outputs.append(buffer)
+            if value.producer is not None and value not in self._output_of:
+                self._output_of[value] = buffer
+
+    # Values
+
+    def view(self, value: Value) -> View:
+        """Where a value lies; constants are brought into memory as they are."""
+        found = self._views.get(value)
+        if found is None:
+            assert value.data is not None, f"{value.name} is read before it is lowered"
+            found = self._views[value] = self.constant(value.data)
+        return found
+
+    def has_view(self, value: Value) -> bool:
+        """Whether the value has been given memory already."""
+        return value in self._views
+
+    def define(self, value: Value, view: View) -> None:
+        """Let `value` be a view of memory that holds it already."""
+        assert len(view.shape) == len(shape_of(value)), f"{value.name}: {view.shape} for {shape_of(value)}"
+        self._views[value] = view
+
+    def constant(self, data: TensorData) -> View:
+        """A constant as it is, in C order."""
+        dtype = data.dtype
+        if dtype.is_packed:
+            buffer = self.weight(("plain", data.digest()), data.numpy, dtype)
+        else:
+            buffer = self.weight(("plain", data.digest()), data.numpy, dtype)
+        return View(buffer, data.shape, dense_strides(data.shape))
+
+    def weight(self, key: Hashable, make: Callable[[], Array], dtype: DType) -> Buffer:
+        """A buffer that holds what `make` returns; `key` says what that is, in any process of this version."""
+        found = self._weight_buffers.get(key)
+        if found is None:
+            weight = STORE.get(key, make)
+            found = Buffer("weight", dtype, weight.array.size, len(self.weights), str(key)[:60])
+            self.weights.append(weight)
+            self._weight_buffers[key] = found
+        return found
+
+    def zeros(self, elements: int, dtype: DType) -> View:
+        """A read-only row of zeros."""
+        size = 64
+        while size < elements:
+            size *= 2
+        buffer = self.weight(("zeros", dtype.name, size), lambda: np.zeros(size, dtype.numpy), dtype)
+        return View(buffer, (elements,), (1,))
+
+    # Memory
+
+    def scratch_buffer(self, dtype: DType, elements: Known, label: str = "") -> Buffer:
+        """Memory of the arena for a value that no graph value stands for."""
+        buffer = Buffer("arena", dtype, elements, len(self.buffers), label)
+        self.buffers.append(buffer)
+        return buffer
+
+    def temporary(self, dtype: DType, shape: Sequence[Known], order: Sequence[int] | None = None, label: str = "") -> View:
+        """A dense view of new memory; `order` lists the dimensions from slow to fast (C order unless given)."""
+        shape = tuple(shape)
+        buffer = self.scratch_buffer(dtype, product(shape), label)
+        return View(buffer, shape, dense_strides(shape, order))
+
+    def place(self, value: Value, parent: Value, axis: int, offset: Known) -> None:
+        """Ask that `value` be written as the slice of `parent` that starts at `offset` along `axis`."""
+        self._destinations[value] = Destination(parent, axis, offset)
+
+    def new(self, value: Value, order: Sequence[int] | None = None) -> View:
+        """Memory for a value that a step is going to write, dense in `order` (C order unless given).
+
+        A value that is to become part of another one, or an output of the graph, is written there at once where the
+        order fits; so strides may be larger than a dense view's, but the order of dimensions is the one asked for.
+        """
+        shape = shape_of(value)
+        view = self._placed(value, tuple(order) if order is not None else None)
+        if view is None:
+            view = self.temporary(dtype_of(value), shape, order, value.name)
+        self._views[value] = view
+        return view
+
+    def _placed(self, value: Value, order: tuple[int, ...] | None) -> View | None:
+        shape = shape_of(value)
+        destination = self._destinations.get(value)
+        if destination is not None:
+            parent = self._views.get(destination.parent)
+            if parent is None:
+                parent = self.new(destination.parent, order)
+            view = parent.slice(destination.axis, destination.offset, shape[destination.axis])
+            wanted = dense_strides(shape, order)
+            probe = View(view.buffer, shape, wanted)
+            same = memory_order(_without_ones(probe)) == memory_order(_without_ones(view))
+            return view if same else None
+        output = self._output_of.get(value)
+        if output is not None:
+            probe = View(output, shape, dense_strides(shape, order))
+            if probe.is_dense():
+                return View(output, shape, dense_strides(shape))
+        return None
+
+    # Steps
+
+    def emit(
+        self,
+        spec: KernelSpec,
+        words: Mapping[str, Word],
+        tiles: Known,
+        reads: Sequence[View],
+        writes: Sequence[View],
+        *,
+        flops: Known = 0,
+        nbytes: Known | None = None,
+        parallel: bool = True,
+        in_place: Sequence[tuple[View, View]] = (),
+        tactic: str = "",
+        ops: str = "",
+    ) -> Step:
+        """Add a step. `flops` and `nbytes` (found from the views unless given) decide whether threads share it."""
+        if nbytes is None:
+            nbytes = 0
+            for view in (*reads, *writes):
+                nbytes = nbytes + view.size * (view.element.bits // 8)
+        guess = max(hint(flops) / GUESS_FLOPS_PER_NS, hint(nbytes) / GUESS_BYTES_PER_NS)
+        step = Step(
+            spec,
+            dict(words),
+            tiles,
+            self.node,
+            tuple(dict.fromkeys(v.buffer for v in reads)),
+            tuple(dict.fromkeys(v.buffer for v in writes)),
+            parallel and guess > PARALLEL_NS,
+            flops,
+            nbytes,
+            tuple((a.buffer, b.buffer) for a, b in in_place),
+            tactic or type(spec).__name__.lower(),
+            ops or (self.node.op if self.node is not None else ""),
+        )
+        self.steps.append(step)
+        return step
+
+    def refuse(self, reason: str) -> NotImplemented:
+        """The error for a node that claimed to be lowered and cannot be: a defect of its claim."""
+        return NotImplemented(
+            "the CPU compiler cannot lower this node", node=self.node.label if self.node else None, found=reason
+        )
+
+
+def _without_ones(view: View) -> View:
+    keep = [i for i, extent in enumerate(view.shape) if extent != 1]
+    return View(view.buffer, tuple(view.shape[i] for i in keep), tuple(view.strides[i] for i in keep))
+
+
+def shape_of(value: Value) -> tuple[Known, ...]:
+    """The value's extents, all of which are known by now."""
+    shape = value.shape
+    assert shape is not None, f"{value.name} has no shape"
+    assert all(d is not None for d in shape), f"{value.name} has an unknown extent: {value.type}"
+    return tuple(d for d in shape if d is not None)
+
+
+def dtype_of(value: Value) -> DType:
+    """The value's element type."""
+    assert isinstance(value.type, TensorType), f"{value.name} is no tensor"
+    assert value.type.dtype is not None, f"{value.name} has no element type"
+    return value.type.dtype
+
+
+__all__ = ["Destination", "LowerEnv", "Lowering", "address", "dtype_of", "shape_of"]

@@ -1,0 +1,1 @@
+"""Generators of machine code for single computations. They know shapes and types, and nothing of graphs."""

@@ -1,0 +1,106 @@
+"""Positions of extremes along an axis, as numpy finds them: NaN counts as the extreme, and ties have an order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from whet.codegen.irtypes import integer_range
+from whet.codegen.lang import Function, Operand, Pointer, Value, convert, halves, iota, is_nan, select
+from whet.dtypes import INT32, INT64, DType
+from whet.kernels.accumulate import INFINITY
+from whet.kernels.walk import load, over_vectors, working
+
+
+def comparable(dtype: DType) -> DType:
+    """The type in which extremes are looked for: at least 32 bits, so that positions fit lanes of the same width."""
+    wide = working(dtype)
+    return wide if wide.bits >= 32 else INT32
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which of two elements is the extreme."""
+
+    largest: bool
+    last: bool
+
+    def worst(self, dtype: DType) -> float | int:
+        """A value that no element is behind."""
+        low, high = (-INFINITY, INFINITY) if dtype.is_float else integer_range(dtype)
+        return low if self.largest else high
+
+    def replaces(self, new: Value, best: Value) -> Value:
+        """Whether an element takes the place of the best one before it."""
+        if self.last:
+            better = new >= best if self.largest else new <= best
+            return better | is_nan(new) if new.is_float else better
+        if not new.is_float:
+            return new > best if self.largest else new < best
+        behind = new <= best if self.largest else new >= best
+        return ~behind & ~is_nan(best)
+
+    def beats(self, a: Value, at_a: Value, b: Value, at_b: Value) -> Value:
+        """Whether element b at its position wins over a at its, in whatever order they come."""
+        later, earlier = at_b > at_a, at_b < at_a
+        equal = a == b
+        better = b > a if self.largest else b < a
+        if a.is_float:
+            equal = equal | (is_nan(a) & is_nan(b))
+            better = (better & ~is_nan(a)) | (is_nan(b) & ~is_nan(a))
+        return better | (equal & (later if self.last else earlier))
+
+
+def row_position(k: Function, x: Pointer, length: Operand, order: Order) -> Value:
+    """Where the extreme of `length` (at least 1) elements in a row is, as int64."""
+    dtype = comparable(x.dtype)
+    lanes = k.target.lanes(dtype)
+    counter = INT32 if dtype.bits == 32 else INT64
+    # Lanes remember the number of the vector: element numbers could need more than 32 bits.
+    best = k.variable(k.constant(dtype, order.worst(dtype), lanes))
+    vector = k.variable(k.constant(counter, -1, lanes))
+
+    def body(_: int, i: Operand, mask: Value | None) -> None:
+        value = convert(load(x, i, lanes, mask), dtype)
+        number = convert(k.index(i) / lanes, counter)
+        chosen = order.replaces(value, best.value) | (vector.value == -1)
+        if mask is not None:
+            chosen = chosen & mask
+        best.value = select(chosen, value, best.value)
+        vector.value = select(chosen, number, vector.value)
+
+    over_vectors(k, length, lanes, 1, body)
+    wide = convert(vector.value, INT64)
+    position = wide * lanes + iota(wide, INT64)
+    # Lanes that met no element must not win: theirs is the position that loses every tie.
+    position = select(wide < 0, integer_range(INT64)[0 if order.last else 1], position)
+    return _across(best.value, position, order)
+
+
+def _across(best: Value, position: Value, order: Order) -> Value:
+    while best.lanes > 1:
+        (a, b), (at_a, at_b) = halves(best), halves(position)
+        wins = order.beats(a, at_a, b, at_b)
+        best, position = select(wins, b, a), select(wins, at_b, at_a)
+    return position
+
+
+def column_positions(
+    k: Function, length: Operand, dtype: DType, groups: int, order: Order, element: Callable[[int, Operand], Value]
+) -> list[Value]:
+    """For each of `groups` vectors, lane by lane: which of rows 0 to `length`-1 (at least 1) holds the extreme.
+
+    element(group, i) gives a group's lanes of row i in the type `comparable(...)`. Positions are integers of its width.
+    """
+    lanes = k.target.lanes(dtype)
+    counter = INT32 if dtype.bits == 32 else INT64
+    best = k.variables({g: k.constant(dtype, order.worst(dtype), lanes) for g in range(groups)})
+    position = k.variables({g: k.constant(counter, -1, lanes) for g in range(groups)})
+    with k.loop(length) as i:
+        number = convert(i, counter)
+        for g in range(groups):
+            value = element(g, i)
+            chosen = order.replaces(value, best[g]) | (position[g] == -1)
+            best[g] = select(chosen, value, best[g])
+            position[g] = select(chosen, k.constant(counter, 0, lanes) + number, position[g])
+    return [p for _, p in position.items()]

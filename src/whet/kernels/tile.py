@@ -1,0 +1,389 @@
+"""The micro-kernel of every matrix product: a tile of sums kept in registers, and what is done to it before it is stored.
+
+A tile is `rows` x `vectors` registers. The depth loop adds the outer product of a column of A (a broadcast number for
+each row) and a row of B (whole vectors). Rows of A are addresses, so that a matrix, a list of pixels and a block of
+scratch memory all serve; B is a panel [depth][vectors * lanes].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from whet.codegen.lang import Function, Operand, Pointer, Value, Variables, fma, minimum, prefix_mask, shuffle
+from whet.dtypes import DType
+from whet.kernels.base import Frame
+from whet.kernels.expression import Tape
+from whet.kernels.scalar_ops import COSTS
+
+UNROLL = 4
+"""Steps of the depth loop in one round; more cost compile time and gain nothing."""
+
+_CHAINS = 8
+"""Sums that must be under way at once to hide the latency of fma (4 cycles on 2 pipes)."""
+
+_STRAIGHT_STEPS = 128
+"""An epilogue of up to so many instructions a row is written out for every row, on registers; a longer one is a loop
+over rows, through a tile in memory."""
+
+OperandKind = Literal["column", "row", "scalar", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """What is done to the sums before they are stored: `tape`, whose input 0 is a sum and whose others are operands.
+
+    Operand i is word `e{i}`. "column": one number for each output column. "row": one for each row. "scalar": one.
+    "full": placed as the output is, with its own row stride, word `e{i}_s`. The tape has one output; its type is the
+    result's, and types change only by the tape.
+    """
+
+    tape: Tape
+    operands: tuple[OperandKind, ...] = ()
+
+    @property
+    def result(self) -> DType:
+        return self.tape.dtype(self.tape.outputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The shape of a tile of sums in registers, in rows and vectors of `lanes` elements."""
+
+    dtype: DType
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def width(self) -> int:
+        """Columns, which is the width of a panel of B."""
+        return self.vectors * self.lanes
+
+    def with_rows(self, rows: int) -> Tile:
+        return Tile(self.dtype, rows, self.vectors, self.lanes)
+
+
+class Rows(Protocol):
+    """The rows of A that a tile needs."""
+
+    def at(self, depth: Operand) -> list[Pointer]:
+        """Where each row's element at `depth` is."""
+        ...
+
+
+@dataclass(frozen=True)
+class RegularRows:
+    """Rows a known number of elements apart: one register holds the address of all of them."""
+
+    first: Pointer
+    stride: int
+    count: int
+
+    def at(self, depth: Operand) -> list[Pointer]:
+        here = self.first + depth
+        return [here + row * self.stride for row in range(self.count)]
+
+
+@dataclass(frozen=True)
+class ListedRows:
+    """Rows anywhere, a register for each."""
+
+    starts: Sequence[Pointer]
+
+    def at(self, depth: Operand) -> list[Pointer]:
+        return [start + depth for start in self.starts]
+
+
+class RowTable:
+    """Addresses of rows in memory. A tile takes its rows' addresses from there: with addresses that it cannot relate to
+    each other LLVM keeps one register for each and spills nothing, where it knows a common run-time stride it does."""
+
+    def __init__(self, words: Pointer) -> None:
+        self.words = words
+
+    def rows(self, dtype: DType, first: Operand, count: int) -> ListedRows:
+        """The rows `first` to `first` + `count` - 1 of the table."""
+        here = self.words + first
+        return ListedRows([here.load_pointer(dtype, i) for i in range(count)])
+
+
+class Totals(Protocol):
+    """A finished tile of sums."""
+
+    @property
+    def tile(self) -> Tile: ...
+
+    def totals(self) -> list[list[Value]]:
+        """The sums by row and vector."""
+        ...
+
+
+class Sums:
+    """A tile of sums. A small tile is kept several times, each for some of the depth, to have enough under way."""
+
+    def __init__(self, k: Function, tile: Tile) -> None:
+        self.k = k
+        self._tile = tile
+        copies = 1
+        while copies < UNROLL and copies * tile.rows * tile.vectors < _CHAINS:
+            copies *= 2
+        self.copies = copies
+        zero = k.constant(tile.dtype, 0, tile.lanes)
+        places = [(c, i, j) for c in range(copies) for i in range(tile.rows) for j in range(tile.vectors)]
+        self._sums: Variables[tuple[int, int, int], Value] = k.variables(dict.fromkeys(places, zero))
+
+    @property
+    def tile(self) -> Tile:
+        return self._tile
+
+    def add_products(self, a: Rows, b: Pointer, depth: Operand, b_stride: Operand | None = None) -> None:
+        """Add the product of rows `a` and the panel at `b`, over `depth`; rows of B are `b_stride` elements apart."""
+        k = self.k
+        stride = self.tile.width if b_stride is None else b_stride
+        if isinstance(depth, float):
+            raise TypeError("a depth is an integer")
+        main = depth & -UNROLL if isinstance(depth, Value) else depth - depth % UNROLL
+        if not isinstance(main, int) or main > 0:
+            with k.loop(main, step=UNROLL) as p:
+                self._steps(a, b, p, stride, UNROLL)
+        if isinstance(depth, int):
+            if depth > main:
+                self._steps(a, b, main, stride, depth - main)
+        else:
+            with k.loop(depth, start=main) as p:
+                self._steps(a, b, p, stride, 1)
+
+    def _steps(self, a: Rows, b: Pointer, depth: Operand, stride: Operand, count: int) -> None:
+        k, tile, sums = self.k, self.tile, self._sums
+        row_starts = a.at(depth)
+        column = _broadcasts(k, row_starts, count)
+        panel = b + times(depth, stride)
+        for step in range(count):
+            b_row = panel + times(stride, step)
+            b_vectors = [b_row.load(j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
+            copy = step % self.copies
+            for i in range(tile.rows):
+                a_i = column(i, step)
+                for j in range(tile.vectors):
+                    sums[copy, i, j] = fma(b_vectors[j], a_i, sums[copy, i, j])
+
+    def totals(self) -> list[list[Value]]:
+        """The sums by row and vector."""
+        return [[self._total(i, j) for j in range(self.tile.vectors)] for i in range(self.tile.rows)]
+
+    def _total(self, i: int, j: int) -> Value:
+        parts = [self._sums[c, i, j] for c in range(self.copies)]
+        while len(parts) > 1:
+            parts = [x + y for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
+
+def _broadcasts(k: Function, rows: Sequence[Pointer], count: int) -> Callable[[int, int], Value]:
+    """How to get row i's element `step` steps on, of `count`."""
+    if k.target.architecture == "aarch64" and count == UNROLL and rows[0].dtype.bits * UNROLL == 128:
+        # Its fma takes a number from a lane of a register: one load serves all steps.
+        vectors = [row.load(0, UNROLL) for row in rows]
+        return lambda i, step: shuffle(vectors[i], None, [step] * UNROLL)
+    return lambda i, step: rows[i].load(step)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An epilogue's operand where a tile starts; `stride` is between rows of a full one."""
+
+    kind: OperandKind
+    start: Pointer
+    stride: Operand
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a tile of results goes: its first element, the row stride, and the epilogue's operands there.
+
+    `columns` is how many columns there are from the tile's first on (it may be more than the tile has).
+    """
+
+    start: Pointer
+    stride: Operand
+    columns: Operand
+    operands: tuple[_Place, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The epilogue and the output of one kernel: words, addresses, and how a finished tile is written."""
+
+    k: Function
+    epilogue: Epilogue | None
+    c: Pointer
+    stride: Operand
+    operands: tuple[_Place, ...]
+    room: Pointer
+
+    def moved(self, c: Operand, operands: Sequence[Operand]) -> Finish:
+        """The same with the output and each operand that many elements further: another matrix of a batch."""
+        moved = tuple(
+            _Place(p.kind, p.start + offset, p.stride) for p, offset in zip(self.operands, operands, strict=True)
+        )
+        return Finish(self.k, self.epilogue, self.c + c, self.stride, moved, self.room)
+
+    def at(self, row: Operand, column: Operand, columns: Operand) -> Target:
+        """A tile's place; `columns` are left from `column` on."""
+        places = []
+        for p in self.operands:
+            offset = {
+                "column": column,
+                "row": row,
+                "scalar": 0,
+                "full": plus(times(row, p.stride), column),
+            }[p.kind]
+            places.append(_Place(p.kind, p.start + offset, p.stride))
+        start = self.c + plus(times(row, self.stride), column)
+        return Target(start, self.stride, columns, tuple(places))
+
+    def store(self, sums: Totals, to: Target, rows: Operand | None = None) -> None:
+        """Do the epilogue to the sums and write them; columns beyond the matrix, and rows from `rows` on, are not
+        touched."""
+        k, tile = self.k, sums.tile
+        if rows is not None:
+            left = k.index(to.columns)
+            whole = isinstance(to.columns, int) and to.columns >= tile.width
+            masks = [None if whole else prefix_mask(left - j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
+            self._store_rows(sums, to, masks, rows)
+        elif isinstance(to.columns, Value):
+            with k.when(to.columns >= tile.width):
+                self._store_whole(sums, to)
+            with k.otherwise():
+                self._store_part(sums, to)
+        elif to.columns >= tile.width:
+            self._store_whole(sums, to)
+        else:
+            self._store_part(sums, to)
+
+    def _store_whole(self, sums: Totals, to: Target) -> None:
+        k, tile = self.k, sums.tile
+        if self._cost() * tile.vectors > _STRAIGHT_STEPS:
+            self._store_rows(sums, to, [None] * tile.vectors, tile.rows)
+            return
+        for i, row in enumerate(sums.totals()):
+            for j, total in enumerate(row):
+                self._finish(total, to, i, j * tile.lanes, tile.lanes, None)
+
+    def _store_part(self, sums: Totals, to: Target) -> None:
+        tile = sums.tile
+        left = self.k.index(to.columns)
+        masks = [prefix_mask(left - j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
+        self._store_rows(sums, to, masks, tile.rows)
+
+    def _store_rows(self, sums: Totals, to: Target, masks: Sequence[Value | None], rows: Operand) -> None:
+        """Through memory, so that the epilogue is written once for all rows."""
+        k, tile = self.k, sums.tile
+        for i, row in enumerate(sums.totals()):
+            for j, total in enumerate(row):
+                self.room.store(total, (i * tile.vectors + j) * tile.lanes, align=64)
+        with k.loop(rows) as i:
+            for j, mask in enumerate(masks):
+                total = self.room.load(i * tile.width + j * tile.lanes, tile.lanes)
+                self._finish(total, to, i, j * tile.lanes, tile.lanes, mask)
+
+    def _finish(self, total: Value, to: Target, row: Operand, column: int, lanes: int, mask: Value | None) -> None:
+        values = [total]
+        for place in to.operands:
+            if place.kind == "scalar":
+                values.append(place.start.load())
+            elif place.kind == "row":
+                values.append(place.start.load(row))
+            else:
+                offset = column if place.kind == "column" else plus(times(row, place.stride), column)
+                values.append(
+                    place.start.load(offset, lanes) if mask is None else place.start.load_masked(mask, offset)
+                )
+        result = total if self.epilogue is None else self.epilogue.tape.emit(self.k, values, lanes)[0]
+        offset = plus(times(row, to.stride), column)
+        if mask is None:
+            to.start.store(result, offset)
+        else:
+            to.start.store_masked(mask, result, offset)
+
+    def _cost(self) -> int:
+        """About how many instructions the epilogue takes for a vector."""
+        if self.epilogue is None:
+            return 1
+        return sum(COSTS.get(step.op, 1) for step in self.epilogue.tape.steps)
+
+
+def finish(frame: Frame, tile: Tile, epilogue: Epilogue | None, stride_name: str = "ldc") -> Finish:
+    """Ask for the words of the output (`c`, `ldc`) and of the epilogue's operands (`e0`, `e0_s` if full, ...)."""
+    result = tile.dtype if epilogue is None else epilogue.result
+    c = frame.address("c", result)
+    stride = frame.number(stride_name)
+    places = []
+    for i, kind in enumerate(() if epilogue is None else epilogue.operands):
+        assert epilogue is not None
+        start = frame.address(f"e{i}", epilogue.tape.inputs[i + 1])
+        places.append(_Place(kind, start, frame.number(f"e{i}_s") if kind == "full" else 0))
+    room = frame.k.stack_array(tile.dtype, tile.rows * tile.width)
+    return Finish(frame.k, epilogue, c, stride, tuple(places), room)
+
+
+def over_rows(
+    k: Function, rows: Operand, most: int, body: Callable[[Operand, int], None], known: Sequence[int] | None = None
+) -> None:
+    """Do `body`(first row, count) for all `rows`: `most` at a time, then the rest in ever smaller pieces.
+
+    `known` lists the rests that can occur where that is known: each is then one piece of its size.
+    """
+    if isinstance(rows, float):
+        raise TypeError("a number of rows is an integer")
+    rest = rows % most
+    whole = rows - rest
+    with k.loop(whole, step=most) as row:
+        body(row, most)
+    if isinstance(rest, int):
+        if rest:
+            body(whole, rest)
+        return
+    if known is not None:
+        for size in sorted(set(known) - {0}):
+            with k.when(rest == size):
+                body(whole, size)
+        return
+    first = k.variable(k.index(whole))
+    size = 1 << (most - 1).bit_length() - 1 if most > 1 else 0
+    while size:
+        with k.when((rest & size) != 0):
+            body(first.value, size)
+            first.value = first.value + size
+        size //= 2
+
+
+def blocks_of(extent: Operand, size: int) -> Operand:
+    """How many blocks of `size` cover `extent`."""
+    if isinstance(extent, Value):
+        return (extent + (size - 1)) / size
+    return -(-int(extent) // size)
+
+
+def left_over(k: Function, extent: Operand, start: Value, most: int) -> Value:
+    """How much of `extent` is there from `start` on, `most` at most."""
+    return minimum(k.index(extent) - start, most)
+
+
+def plus(a: Operand, b: Operand) -> Operand:
+    """a + b, written down only where it is not known."""
+    if not isinstance(a, Value) and a == 0:
+        return b
+    if not isinstance(b, Value) and b == 0:
+        return a
+    return a + b
+
+
+def times(a: Operand, b: Operand) -> Operand:
+    """a * b, written down only where it is not known."""
+    if not isinstance(a, Value) and a in (0, 1):
+        return b if a else 0
+    if not isinstance(b, Value) and b in (0, 1):
+        return a if b else 0
+    return a * b

@@ -1,0 +1,73 @@
+"""CPUExecutionProvider: which nodes the compiler takes, and the options of the provider."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+
+from whet.codegen.target import host_target
+from whet.compiler.lower.table import LOWER
+from whet.compiler.lower.pointwise import pointwise_refusal
+from whet.compiler.lower.scalar_table import SCALAR_RULES
+from whet.compiler.structural import shape_operands, sources
+from whet.errors import InvalidArgument, NotImplemented, did_you_mean
+from whet.graph import Graph, Node, Value
+from whet.passes.base import Pass
+from whet.providers.base import Accept, Claim, CompileEnv, Executable, Level, Refuse, Subgraph
+from whet.providers.cpu.executable import CpuExecutable
+
+ACCEPTED_OPTIONS: frozenset[str] = frozenset({"use_arena", "arena_extend_strategy"})
+"""ONNX Runtime's options of this provider; they change nothing here."""
+
+
+class CPUExecutionProvider:
+    """Compiles subgraphs to machine code for this CPU."""
+
+    name = "CPUExecutionProvider"
+
+    def __init__(self, options: Mapping[str, str] | None = None) -> None:
+        self._options = dict(options or {})
+        for key in self._options:
+            if key not in ACCEPTED_OPTIONS:
+                raise InvalidArgument(
+                    "unknown option of CPUExecutionProvider",
+                    value=key,
+                    hint=did_you_mean(key, ACCEPTED_OPTIONS) or f"Known: {', '.join(sorted(ACCEPTED_OPTIONS))}.",
+                )
+        try:
+            host_target()
+            self._unsupported: str | None = None
+        except NotImplemented as error:
+            self._unsupported = str(error)
+        self._claims: weakref.WeakKeyDictionary[Graph, dict[Value, str | None]] = weakref.WeakKeyDictionary()
+
+    def claim(self, node: Node, graph: Graph) -> Claim:
+        """Accept what can be lowered once the model's small integers are known; binding for every shape."""
+        if self._unsupported is not None:
+            return Refuse(self._unsupported)
+        if node.op in SCALAR_RULES:
+            reason = pointwise_refusal(node)
+        elif node.op in LOWER:
+            reason = LOWER[node.op].refusal(node)
+        else:
+            reason = f"no lowering for {node.op}"
+        if reason is None:
+            reason = self._unknown_operand(node)
+        return Accept() if reason is None else Refuse(reason)
+
+    def _unknown_operand(self, node: Node) -> str | None:
+        """Why an operand that shapes the result cannot be known before the program is made, or None."""
+        for value in shape_operands(node):
+            reason = sources(value, {}, set())
+            if reason is not None:
+                return f"{value.name} decides its shape, and {reason}"
+        return None
+
+    def passes(self, level: Level) -> tuple[Pass, ...]:
+        return ()
+
+    def compile(self, subgraph: Subgraph, env: CompileEnv) -> Executable:
+        return CpuExecutable(subgraph, env)
+
+    def options(self) -> dict[str, str]:
+        return dict(self._options)

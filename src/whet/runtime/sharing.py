@@ -1,0 +1,353 @@
+"""Native code that shares a step's tiles between threads: leases, claims, and the workers' loop.
+
+A step is open while its station's claim word holds its epoch and a number of chunks that are left. Whoever swaps the
+word for the next number owns that chunk. The epoch makes a swap fail once the step that it was meant for has ended, so
+a thread that slept between reading and swapping does no harm, and the run's own thread waits for claimed chunks only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from whet.codegen.lang import Function, Module, Operand, Pointer, Value, maximum, minimum, select
+from whet.dtypes import INT32, INT64, UINT8
+from whet.runtime.layout import CLOSED, IDLE, LEASED, RESERVED, RUNNING, STOP, Context, Station, Team, Worker
+from whet.runtime.program import CANCELLED, DONE, KERNEL_FAILED, LATE
+from whet.runtime.system import SystemCalls, pause, set_float_defaults
+
+_FIRST_CALL_TILES = 4
+_CALL_NS = 250_000
+"""Calls of a kernel grow to four times this, so that a stop takes effect soon."""
+_LEADER_SPIN_NS = 50_000
+_SPINS_PER_LOOK = 32
+"""Pauses between two looks at the clock."""
+_CHUNKS_PER_THREAD = 4
+_LOW = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Functions of the module.
+
+    `poll(station)`: DONE, CANCELLED or LATE. `span(station, kernel, words, begin, end, scratch)`: does tiles on this
+    thread and gives an outcome. `lease(context)`: tries to hold as many workers as the run may have; their number.
+    `share(context, kernel, words, tiles, workers)`: does a step with the leased workers and gives an outcome.
+    `release(context)`: lets the workers go.
+    """
+
+    poll: Function
+    span: Function
+    lease: Function
+    share: Function
+    release: Function
+
+
+def define_sharing(module: Module, calls: SystemCalls) -> Sharing:
+    """Write the functions of this file into `module`, the exported `worker` and `stop` too."""
+    poll = _define_poll(module, calls)
+    span = _define_span(module, calls, poll)
+    work = _define_work(module, calls, poll, span)
+    lease = _define_lease(module, calls)
+    share = _define_share(module, calls, work)
+    release = _define_release(module, calls)
+    help_run = _define_help(module, calls, work)
+    _define_worker(module, calls, help_run)
+    _define_stop(module, calls)
+    return Sharing(poll, span, lease, share, release)
+
+
+def _block(k: Function, name: str) -> Pointer:
+    return k.pointer(name, INT64, align=64)
+
+
+def _epoch(station: Pointer) -> Pointer:
+    """The half of the claim word that threads sleep on (memory is little-endian on every target)."""
+    return (station + Station.CLAIM).as_type(INT32) + 1
+
+
+def _closed(claim: Value) -> Value:
+    """The claim word behind `claim`, with no chunk left."""
+    return (((claim >> 32) + 1) << 32) | CLOSED
+
+
+class _Patience:
+    """Counts pauses and looks at the clock now and then. Make one outside the loop that waits."""
+
+    def __init__(self, k: Function, calls: SystemCalls, system: Pointer, limit_ns: Operand) -> None:
+        self._k, self._calls, self._system, self._limit = k, calls, system, limit_ns
+        self._spins = k.variable(k.index(0))
+        self._since = k.variable(k.index(0))
+
+    def reset(self) -> None:
+        self._spins.value = self._k.index(0)
+        self._since.value = self._k.index(0)
+
+    def run_out(self) -> Value:
+        """Pause once; whether the thread has now waited for as long as it may."""
+        k = self._k
+        limit = k.index(self._limit)
+        pause(k)
+        self._spins.value = self._spins.value + 1
+        over = k.variable(limit == 0)
+        with k.when((limit != 0) & ((self._spins.value % _SPINS_PER_LOOK) == 0)):
+            now = k.call(self._calls.now, self._system)
+            self._since.value = select(self._since.value == 0, now, self._since.value)
+            over.value = (now - self._since.value) >= limit
+        return over.value
+
+
+def _define_poll(module: Module, calls: SystemCalls) -> Function:
+    with module.function("poll", returns=INT64, internal=True) as k:
+        station = _block(k, "station")
+        with k.when((station + Station.CANCEL).atomic_load("monotonic") != 0):
+            k.return_(CANCELLED)
+        deadline = station.load(Station.DEADLINE)
+        with k.when(deadline != 0):
+            now = k.call(calls.now, station.load_pointer(INT64, Station.SYSTEM))
+            with k.when(now >= deadline):
+                k.return_(LATE)
+        k.return_(DONE)
+    return k
+
+
+def _define_span(module: Module, calls: SystemCalls, poll: Function) -> Function:
+    with module.function("span", returns=INT64, internal=True) as k:
+        station = _block(k, "station")
+        kernel = k.pointer("kernel", UINT8)
+        words = k.pointer("words", INT64, align=8)
+        begin, end = k.argument("begin"), k.argument("end")
+        scratch = k.pointer("scratch", UINT8, align=64)
+        system = station.load_pointer(INT64, Station.SYSTEM)
+        size = k.variable(k.index(_FIRST_CALL_TILES))
+        position = k.variable(begin)
+        clock = k.variable(k.index(0))
+        with k.when(end - begin > _FIRST_CALL_TILES):
+            clock.value = k.call(calls.now, system)
+        with k.repeat():
+            left = end - position.value
+            stop = position.value + minimum(left, size.value)
+            status = k.call_address(kernel, INT64, words, position.value, stop, scratch)
+            with k.when(status != 0):
+                (station + Station.STATUS).compare_exchange(k.index(0), status, "acq_rel")
+                k.return_(KERNEL_FAILED)
+            k.leave_if(stop >= end)
+            position.value = stop
+            outcome = k.call(poll, station)
+            with k.when(outcome != DONE):
+                k.return_(outcome)
+            now = k.call(calls.now, system)
+            size.value = select(now - clock.value < _CALL_NS, size.value * 4, size.value)
+            clock.value = now
+        k.return_(DONE)
+    return k
+
+
+def _define_work(module: Module, calls: SystemCalls, poll: Function, span: Function) -> Function:
+    """work(station, generation, index): claim and do chunks of the open step until none is left; how many it did."""
+    with module.function("work", returns=INT64, internal=True) as k:
+        station = _block(k, "station")
+        generation, index = k.argument("generation"), k.argument("index")
+        word = station + Station.CLAIM
+        done = k.variable(k.index(0))
+        with k.repeat():
+            claim = word.atomic_load("acquire")
+            # Read behind the claim: if the run is still the same, the claim is one of its steps'.
+            k.leave_if((station + Station.GENERATION).atomic_load("acquire") != generation)
+            number = claim & _LOW
+            chunks = station.load(Station.CHUNKS)
+            k.leave_if(number >= chunks)
+            # These may change while they are read; then the swap fails, for the epoch has changed before them.
+            kernel = station.load_pointer(UINT8, Station.KERNEL)
+            words = station.load_pointer(INT64, Station.WORDS)
+            tiles, chunk = station.load(Station.TILES), station.load(Station.CHUNK)
+            scratch = station.load_pointer(UINT8, Station.SCRATCH) + index * station.load(Station.SCRATCH_BYTES)
+            _, mine = word.compare_exchange(claim, claim + 1, "acq_rel")
+            with k.when(mine):
+                begin = number * chunk
+                outcome = k.variable(k.call(poll, station))
+                with k.when(outcome.value == DONE):
+                    end = minimum(begin + chunk, tiles)
+                    outcome.value = k.call(span, station, kernel, words, begin, end, scratch)
+                finished = k.variable(k.index(1))
+                with k.when(outcome.value != DONE):
+                    (station + Station.OUTCOME).compare_exchange(k.index(DONE), outcome.value, "acq_rel")
+                    finished.value = finished.value + _take_rest(k, word, chunks)
+                (station + Station.FINISHED).atomic_add(finished.value, "seq_cst")
+                with k.when((station + Station.LEADER_SLEEPS).atomic_load("seq_cst") != 0):
+                    system = station.load_pointer(INT64, Station.SYSTEM)
+                    k.call_void(calls.wake, system, (station + Station.FINISHED).as_type(INT32))
+                done.value = done.value + 1
+        k.return_(done.value)
+    return k
+
+
+def _take_rest(k: Function, word: Pointer, chunks: Value) -> Value:
+    """Claim all chunks that are left, in order not to do them; how many they are."""
+    rest = k.variable(k.index(0))
+    with k.repeat():
+        claim = word.atomic_load("acquire")
+        number = claim & _LOW
+        k.leave_if(number >= chunks)
+        _, mine = word.compare_exchange(claim, claim - number + chunks, "acq_rel")
+        with k.when(mine):
+            rest.value = chunks - number
+            k.leave()
+    return rest.value
+
+
+def _define_lease(module: Module, calls: SystemCalls) -> Function:
+    with module.function("lease", returns=INT64, internal=True) as k:
+        context = _block(k, "context")
+        wanted = context.load(Context.THREADS) - 1
+        leased = k.variable(context.load(Context.LEASED))
+        with k.when(leased.value >= wanted):
+            k.return_(leased.value)
+        station = context.load_pointer(INT64, Context.STATION)
+        system = station.load_pointer(INT64, Station.SYSTEM)
+        team = context.load_pointer(INT64, Context.TEAM)
+        with k.loop((team + Team.COUNT).atomic_load("acquire")) as i:
+            worker = team + Team.FIRST + i * Worker.SIZE
+            state = worker + Worker.STATE
+            k.leave_if(leased.value >= wanted)
+            with k.when(state.atomic_load("monotonic") == IDLE):
+                _, mine = state.compare_exchange(k.index(IDLE), RESERVED, "seq_cst")
+                with k.when(mine):
+                    leased.value = leased.value + 1
+                    worker.store((station + Station.GENERATION).load(), Worker.GENERATION)
+                    worker.store(leased.value, Worker.INDEX)
+                    worker.store_pointer(station, Worker.STATION)
+                    state.atomic_store(context.load(Context.TOKEN), "seq_cst")
+                    with k.when((worker + Worker.SLEEPING).atomic_load("seq_cst") != 0):
+                        k.call_void(calls.wake, system, state.as_type(INT32))
+        context.store(leased.value, Context.LEASED)
+        k.return_(leased.value)
+    return k
+
+
+def _define_share(module: Module, calls: SystemCalls, work: Function) -> Function:
+    with module.function("share", returns=INT64, internal=True) as k:
+        context = _block(k, "context")
+        kernel = k.pointer("kernel", UINT8)
+        words = k.pointer("words", INT64, align=8)
+        tiles, workers = k.argument("tiles"), k.argument("workers")
+        station = context.load_pointer(INT64, Context.STATION)
+        system = station.load_pointer(INT64, Station.SYSTEM)
+        chunk = maximum(tiles / ((workers + 1) * _CHUNKS_PER_THREAD), 1)
+        chunks = (tiles + chunk - 1) / chunk
+        station.store_pointer(kernel, Station.KERNEL)
+        station.store_pointer(words, Station.WORDS)
+        station.store(tiles, Station.TILES)
+        station.store(chunk, Station.CHUNK)
+        station.store(chunks, Station.CHUNKS)
+        (station + Station.FINISHED).atomic_store(0, "monotonic")
+        word = station + Station.CLAIM
+        opened = ((word.load() >> 32) + 1) << 32
+        word.atomic_store(opened, "seq_cst")
+        with k.when((station + Station.SLEEPERS).atomic_load("seq_cst") != 0):
+            k.call_void(calls.wake, system, _epoch(station))
+        k.call(work, station, station.load(Station.GENERATION), 0)
+        _await_finished(k, calls, system, station, chunks)
+        word.atomic_store(_closed(opened), "seq_cst")
+        k.return_((station + Station.OUTCOME).atomic_load("acquire"))
+    return k
+
+
+def _await_finished(k: Function, calls: SystemCalls, system: Pointer, station: Pointer, chunks: Value) -> None:
+    finished, sleeps = station + Station.FINISHED, station + Station.LEADER_SLEEPS
+    patience = _Patience(k, calls, system, _LEADER_SPIN_NS)
+    with k.repeat():
+        k.leave_if(finished.atomic_load("acquire") >= chunks)
+        with k.when(patience.run_out()):
+            sleeps.atomic_store(1, "seq_cst")
+            count = finished.atomic_load("seq_cst")
+            with k.when(count < chunks):
+                k.call_void(calls.wait, system, finished.as_type(INT32), count)
+            sleeps.atomic_store(0, "monotonic")
+
+
+def _define_release(module: Module, calls: SystemCalls) -> Function:
+    with module.function("release", internal=True) as k:
+        context = _block(k, "context")
+        with k.when(context.load(Context.LEASED) == 0):
+            k.return_()
+        context.store(0, Context.LEASED)
+        station = context.load_pointer(INT64, Context.STATION)
+        generation, word = station + Station.GENERATION, station + Station.CLAIM
+        generation.atomic_store(generation.load() + 1, "seq_cst")
+        word.atomic_store(_closed(word.load()), "seq_cst")
+        with k.when((station + Station.SLEEPERS).atomic_load("seq_cst") != 0):
+            k.call_void(calls.wake, station.load_pointer(INT64, Station.SYSTEM), _epoch(station))
+        # Workers that have not started need not come.
+        team, token = context.load_pointer(INT64, Context.TEAM), context.load(Context.TOKEN)
+        with k.loop((team + Team.COUNT).atomic_load("acquire")) as i:
+            state = team + Team.FIRST + i * Worker.SIZE + Worker.STATE
+            with k.when(state.atomic_load("monotonic") == token):
+                state.compare_exchange(token, IDLE, "acq_rel")
+    return k
+
+
+def _define_help(module: Module, calls: SystemCalls, work: Function) -> Function:
+    """help_run(station, generation, index, spin_ns): a worker's part of one run."""
+    with module.function("help_run", internal=True) as k:
+        station = _block(k, "station")
+        generation, index, spin_ns = k.argument("generation"), k.argument("index"), k.argument("spin_ns")
+        system = station.load_pointer(INT64, Station.SYSTEM)
+        patience = _Patience(k, calls, system, spin_ns)
+        word, current = station + Station.CLAIM, station + Station.GENERATION
+        sleepers = station + Station.SLEEPERS
+        with k.repeat():
+            seen = word.atomic_load("acquire")
+            k.leave_if(current.atomic_load("acquire") != generation)
+            with k.when(k.call(work, station, generation, index) != 0):
+                patience.reset()
+            with k.otherwise(), k.when(patience.run_out()):
+                sleepers.atomic_add(1, "seq_cst")
+                same = word.atomic_load("seq_cst") >> 32 == seen >> 32
+                with k.when(same & (current.atomic_load("seq_cst") == generation)):
+                    k.call_void(calls.wait, system, _epoch(station), seen >> 32)
+                sleepers.atomic_add(-1, "seq_cst")
+                patience.reset()
+    return k
+
+
+def _define_worker(module: Module, calls: SystemCalls, help_run: Function) -> None:
+    """worker(block): a worker's life, from its start until `stop`."""
+    with module.function("worker") as k:
+        block = _block(k, "block")
+        set_float_defaults(k)
+        system = block.load_pointer(INT64, Worker.SYSTEM)
+        state, sleeping, stop = block + Worker.STATE, block + Worker.SLEEPING, block + Worker.STOP
+        with k.repeat():
+            patience = _Patience(k, calls, system, (block + Worker.IDLE_SPIN).atomic_load("monotonic"))
+            with k.repeat():
+                k.leave_if(state.atomic_load("acquire") != IDLE)
+                with k.when(stop.atomic_load("seq_cst") != 0):
+                    k.return_()
+                with k.when(patience.run_out()):
+                    sleeping.atomic_store(1, "seq_cst")
+                    with k.when(state.atomic_load("seq_cst") == IDLE):
+                        k.call_void(calls.wait, system, state.as_type(INT32), k.index(IDLE))
+                    sleeping.atomic_store(0, "monotonic")
+            token = state.atomic_load("acquire")
+            with k.when(token == STOP):
+                k.return_()
+            with k.when((token == IDLE) | (token == RESERVED)):
+                pause(k)
+            with k.otherwise():
+                _, mine = state.compare_exchange(token, token + (RUNNING - LEASED), "acq_rel")
+                with k.when(mine):
+                    station = block.load_pointer(INT64, Worker.STATION)
+                    generation, index = block.load(Worker.GENERATION), block.load(Worker.INDEX)
+                    spin_ns = (block + Worker.RUN_SPIN).atomic_load("monotonic")
+                    k.call_void(help_run, station, generation, index, spin_ns)
+                    state.atomic_store(IDLE, "seq_cst")
+
+
+def _define_stop(module: Module, calls: SystemCalls) -> None:
+    """stop(block): ask a worker to return once it is idle."""
+    with module.function("stop") as k:
+        block = _block(k, "block")
+        (block + Worker.STOP).atomic_store(1, "seq_cst")
+        state = block + Worker.STATE
+        state.compare_exchange(k.index(IDLE), STOP, "seq_cst")
+        k.call_void(calls.wake, block.load_pointer(INT64, Worker.SYSTEM), state.as_type(INT32))
