@@ -77,7 +77,7 @@ class Halve:
 
     def emit(self, frame: Frame) -> None:
         out, source = frame.address("out", INT64), frame.address("source", FLOAT32)
-        with frame.tiles() as tile, frame.k.loop(2000):
+        with frame.tiles() as tile, frame.k.loop(20_000):
             out.store(convert(source.load() * 0.5 > 0.0, INT64), tile)
 
 

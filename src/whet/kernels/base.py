@@ -24,6 +24,8 @@ INDEX_OUT_OF_BOUNDS = 1
 """Status code: an index tensor holds a number outside its axis; the element is its position in that tensor."""
 BAD_VALUE = 2
 """Status code: an operand holds a value that the operator does not allow; the element is its position."""
+EXTENT_MISMATCH = 3
+"""Status code: two extents do not fit each other; the element is the extent that is wrong."""
 STATUS_CODE_BITS = 8
 
 

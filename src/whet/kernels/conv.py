@@ -185,6 +185,7 @@ class Product:
         group, image = rest % spec.groups, rest / spec.groups
         first_row = row_block * spec.m_block
         first_panel = part * spec.panels
+        moved = [times(image, stride) for stride in self._image_strides]
         return Block(
             image,
             group,
@@ -192,7 +193,7 @@ class Product:
             left_over(k, pixels, first_row, spec.m_block),
             first_panel,
             minimum(first_panel + spec.panels, panels),
-            self._finish.moved(times(image, self._image_strides[0]), [times(image, s) for s in self._image_strides[1:]]),
+            self._finish.moved(moved[0], moved[1:]),
         )
 
     def multiply(self, block: Block, add_products: Products) -> None:
@@ -238,7 +239,7 @@ class TapTable:
         self, pixels: Pixels, first: Value, count: Value, base: Value, zero: Operand, image: Sequence[Operand],
         steps: Sequence[Operand],
     ) -> None:  # fmt: skip
-        """For `count` output pixels from `first` on. `base` is the image's address, `steps` are bytes along each axis."""
+        """For `count` output pixels from `first` on. `base` is the image's address, `steps` bytes along each axis."""
         k, window = self.k, self.window
         position = {i: k.variable(p) for i, p in enumerate(pixels.coordinates(first))}
         with k.loop(count, nonempty=True) as row:

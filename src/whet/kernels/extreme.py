@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from whet.codegen.irtypes import integer_range
 from whet.codegen.lang import Function, Operand, Pointer, Value, convert, halves, iota, is_nan, select
 from whet.dtypes import INT32, INT64, DType
 from whet.kernels.accumulate import INFINITY
-from whet.kernels.walk import load, over_vectors, working
+from whet.kernels.base import Frame
+from whet.kernels.walk import axes, load, over_vectors, store, tiles, times, working
 
 
 def comparable(dtype: DType) -> DType:
@@ -104,3 +106,48 @@ def column_positions(
             best[g] = select(chosen, value, best[g])
             position[g] = select(chosen, k.constant(counter, 0, lanes) + number, position[g])
     return [p for _, p in position.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class ArgReduce:
+    """out[kept...] (int64) = the position along an axis of the largest or smallest element; NaN counts as both.
+
+    Of equal elements the first is meant, the last with `last`. Words: `x`, `out` addresses; `kept0`.. (`kept_rank`, at
+    least 1) extents; `x_kept0`.., `out_kept0`.. strides; `length`: the axis's extent, at least 1; `tile`: positions of
+    the last kept axis in one tile. Layout "rows": the axis has stride 1. "columns": `x_axis` is its stride, the last
+    kept axis has stride 1 in x and out (no word), and `length` fits int32. Grid: kept0 * ... * ceil(last kept / tile).
+    """
+
+    dtype: DType
+    largest: bool
+    last: bool = False
+    layout: Literal["rows", "columns"] = "rows"
+    kept_rank: int = 1
+
+    def emit(self, frame: Frame) -> None:
+        k, order = frame.k, Order(self.largest, self.last)
+        x, out = frame.address("x", self.dtype), frame.address("out", INT64)
+        rows = self.layout == "rows"
+        kept = axes(frame, "kept", self.kept_rank, ("x", "out"), unit=() if rows else ("x", "out"))
+        x_axis = 1 if rows else frame.number("x_axis")
+        length, tile = frame.number("length"), frame.number("tile")
+        dtype = comparable(self.dtype)
+        lanes = frame.target.lanes(dtype)
+        with tiles(frame, kept, tile) as (at, _):
+            base_x, base_out = x + at.offsets["x"], out + at.offsets["out"]
+
+            def column(_: int, c: Operand, mask: Value | None) -> None:
+                place = base_x + (at.start + c)
+
+                def element(_: int, i: Operand) -> Value:
+                    return convert(load(place + times(i, x_axis), 0, lanes, mask), dtype)
+
+                found = column_positions(k, length, dtype, 1, order, element)[0]
+                store(base_out, found, at.start + c, mask)
+
+            if not rows:
+                over_vectors(k, at.stop - at.start, lanes, 1, column)
+                return
+            with k.loop(at.stop, start=at.start) as row:
+                position = row_position(k, base_x + times(row, kept.strides["x"][-1]), length, order)
+                base_out.store(position, times(row, kept.strides["out"][-1]))

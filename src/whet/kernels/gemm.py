@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from whet.codegen.lang import Operand, Value, minimum
+from whet.codegen.lang import Function, Operand, Pointer, Value, minimum, prefix_mask, select, shuffle
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, INT64, DType
 from whet.kernels.base import Frame
@@ -37,7 +37,7 @@ class Gemm:
 
     Words: a, b, c, m, n, k, lda, ldc, e0, e0_s, ...; those that are fixed here have no word. A has unit stride along
     k and rows `lda` elements apart; C likewise, `ldc` apart. B is packed (`PackB`, `pack_b`) in panels of
-    `width(target)` columns, filled with zeros.
+    `width(target)` columns, filled with zeros; or, not `b_packed`, read in place: rows of n elements, word `ldb` apart.
 
     `batch`: matrices numbered (i0, i1) with i1 in range(batch1): word `batch1`, and for each of a, b, c and e{i} the
     words `{name}_batch0`, `{name}_batch1`, how many elements one step of i0 or i1 is (0: shared).
@@ -55,6 +55,7 @@ class Gemm:
     m_block: int = 112
     panels: int = 4
     epilogue: Epilogue | None = None
+    b_packed: bool = True
     batch: bool = False
 
     def width(self, target: Target) -> int:
@@ -71,7 +72,8 @@ class Gemm:
         a = frame.address("a", self.dtype)
         b = frame.address("b", self.dtype)
         m, n, depth = frame.number("m", self.m), frame.number("n", self.n), frame.number("k", self.k)
-        lda = frame.number("lda", self.lda)
+        lda: Value | int = self.lda if self.lda is not None else k.index(frame.number("lda"))
+        ldb = None if self.b_packed else frame.number("ldb")
         everywhere = finish(frame, tile, self.epilogue)
         operands = [f"e{i}" for i in range(len(everywhere.operands))]
         batch1 = frame.number("batch1") if self.batch else 1
@@ -110,21 +112,145 @@ class Gemm:
             def rows_at(row: Operand, count: int) -> Rows:
                 if table is not None:
                     return table.rows(self.dtype, row, count)
+                assert isinstance(lda, int)
                 return RegularRows(a_block + times(row, lda), lda, count)
 
             first_panel = group * self.panels
             last_panel = minimum(first_panel + self.panels, panels)
             with k.loop(last_panel, start=first_panel) as panel:
                 column = panel * tile.width
-                b_panel = b_matrix + panel * times(depth, tile.width)
+                b_panel = b_matrix + (panel * times(depth, tile.width) if self.b_packed else column)
                 columns = tile.width if self.n is not None and self.n % tile.width == 0 else k.index(n) - column
 
                 def multiply(row: Operand, count: int) -> None:
+                    place = here.at(plus(first_row, row), column, columns)
                     sums = Sums(k, tile.with_rows(count))
-                    sums.add_products(rows_at(row, count), b_panel, depth)
-                    here.store(sums, here.at(plus(first_row, row), column, columns))
+                    if self.b_packed or isinstance(columns, int):
+                        sums.add_products(rows_at(row, count), b_panel, depth, ldb)
+                        here.store(sums, place)
+                        return
+                    with k.when(columns >= tile.width):
+                        sums.add_products(rows_at(row, count), b_panel, depth, ldb)
+                        here.store_whole(sums, place)
+                    with k.otherwise():
+                        masks = [prefix_mask(columns - j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
+                        sums.add_products(rows_at(row, count), b_panel, depth, ldb, masks)
+                        here.store_part(sums, place)
 
                 over_rows(k, rows, self.mr, multiply, rests)
+
+
+@dataclass(frozen=True, slots=True)
+class PackB:
+    """Packs matrices B [k, n] in panels for `Gemm`, at run time: [ceil(n / width)][k][width], zeros in the rest.
+
+    Words: b, packed, k, n, b_k and b_n (elements from one row, and column, to the next; `unit` names the axis where
+    that is 1 and that has no word). `batch`: words batch1, b_batch0, b_batch1 as for `Gemm`; the packed matrices
+    follow each other, i1 fastest.
+    """
+
+    nv: int
+    unit: Literal["k", "n"] | None = None
+    dtype: DType = FLOAT32
+    batch: bool = False
+
+    def width(self, target: Target) -> int:
+        """Columns in a panel."""
+        return self.nv * target.lanes(self.dtype)
+
+    def packed_elements(self, target: Target, n: int, k: int) -> int:
+        """Elements of one packed matrix: ceil(n / width) * width * k."""
+        width = self.width(target)
+        return -(-n // width) * width * k
+
+    def tiles(self, target: Target, n: int, batch: int = 1) -> int:
+        """batch * ceil(n / width): a tile is a panel."""
+        return batch * -(-n // self.width(target))
+
+    def emit(self, frame: Frame) -> None:
+        k = frame.k
+        lanes = frame.target.lanes(self.dtype)
+        b = frame.address("b", self.dtype)
+        packed = frame.address("packed", self.dtype)
+        depth, n = frame.number("k"), frame.number("n")
+        b_k = frame.number("b_k", 1 if self.unit == "k" else None)
+        b_n = frame.number("b_n", 1 if self.unit == "n" else None)
+        batch1 = frame.number("batch1") if self.batch else 1
+        b_batch = (frame.number("b_batch0"), frame.number("b_batch1")) if self.batch else (0, 0)
+        width = self.nv * lanes
+        panels = blocks_of(n, width)
+        with frame.tiles() as number:
+            matrix, panel = number / panels, number % panels
+            start = b
+            if self.batch:
+                start = b + ((matrix / batch1) * b_batch[0] + (matrix % batch1) * b_batch[1])
+            column = panel * width
+            source = _Matrix(k, start + times(column, b_n), b_k, b_n, lanes)
+            target = packed + number * (k.index(depth) * width)
+            columns = k.index(n) - column
+            if self.unit == "n":
+                source.copy_rows(target, depth, width, columns)
+                return
+            first: Operand = 0
+            if self.unit == "k":
+                with k.when(columns >= width):
+                    source.transpose_blocks(target, depth, width)
+                first = select(columns >= width, k.index(depth) & -lanes, 0)
+            source.copy_elements(target, first, depth, width, columns)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A part of B that begins at `start`, and the ways to copy it into a panel."""
+
+    k: Function
+    start: Pointer
+    row_step: Operand
+    column_step: Operand
+    lanes: int
+
+    def copy_rows(self, panel: Pointer, depth: Operand, width: int, columns: Value) -> None:
+        """Row by row, where columns are neighbours."""
+        places = range(0, width, self.lanes)
+        masks = [prefix_mask(columns - place, self.lanes) for place in places]
+        with self.k.loop(depth) as p:
+            row = self.start + times(p, self.row_step)
+            for place, mask in zip(places, masks, strict=True):
+                panel.store(row.load_masked(mask, place), p * width + place)
+
+    def transpose_blocks(self, panel: Pointer, depth: Operand, width: int) -> None:
+        """Square blocks, transposed in registers, where rows are neighbours; the depth's rest is left out."""
+        with self.k.loop(self.k.index(depth) & -self.lanes, step=self.lanes) as p:
+            for place in range(0, width, self.lanes):
+                columns = [
+                    (self.start + p + times(self.column_step, place + j)).load(0, self.lanes) for j in range(self.lanes)
+                ]
+                for row, vector in enumerate(transposed(columns)):
+                    panel.store(vector, (p + row) * width + place)
+
+    def copy_elements(self, panel: Pointer, first: Operand, depth: Operand, width: int, columns: Value) -> None:
+        """One by one, from row `first` on."""
+        k = self.k
+        present = minimum(columns, width)
+        with k.loop(depth, start=first) as p:
+            row = self.start + times(p, self.row_step)
+            with k.loop(present) as j:
+                panel.store(row.load(times(j, self.column_step)), p * width + j)
+            with k.loop(width, start=present) as j:
+                panel.store(0.0, p * width + j)
+
+
+def transposed(rows: Sequence[Value]) -> list[Value]:
+    """The columns of a square of as many vectors as they have lanes."""
+    count = len(rows)
+    current = list(rows)
+    for _ in range(count.bit_length() - 1):
+        # A perfect shuffle of the rows' elements: after as many as the number has bits, rows and columns have changed.
+        pairs = [(current[i], current[i + count // 2]) for i in range(count // 2)]
+        low = [lane for i in range(count // 2) for lane in (i, count + i)]
+        high = [lane + count // 2 for lane in low]
+        current = [shuffle(a, b, half) for a, b in pairs for half in (low, high)]
+    return current
 
 
 def pack_b(matrix: Array, width: int) -> Array:
@@ -147,6 +273,52 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     return room[start : start + count].view(dtype).reshape(shape)
 
 
-def choose_tile(target: Target, m: int | None, n: int, k: int, dtype: DType = FLOAT32) -> Sequence[int]:
-    """(mr, nv, m_block, panels)."""
-    return 14, 2, 112, 4
+def choose_tile(
+    target: Target, m: int | None, n: int, k: int, dtype: DType = FLOAT32, threads: int = 1
+) -> tuple[int, int, int, int]:
+    """(mr, nv, m_block, panels) for a product of these extents; `m` None: many."""
+    lanes = target.lanes(dtype)
+    rows = m or 10**4
+
+    def cost(mr: int, nv: int) -> float:
+        panels = -(-n // (nv * lanes))
+        rest = rows % mr
+        return panels * (rows // mr * _cycles(target, mr, nv, k) + (_cycles(target, rest, nv, k) if rest else 0))
+
+    mr, nv = min(_shapes(target, dtype, rows), key=lambda shape: cost(*shape))
+    most = max(1, min(_MOST_ROW_TILES, target.l2_bytes // 2 // (mr * max(k, 1) * dtype.bits // 8)))
+    blocks = -(-rows // (most * mr))
+    m_block = min(rows, -(-rows // (blocks * mr)) * mr)
+    width = nv * lanes
+    panels = max(1, min(-(-n // width), round(_TILE_PRODUCTS / (m_block * max(k, 1) * width))))
+    return mr, nv, m_block, panels
+
+
+_MOST_ROW_TILES = 8
+"""Row tiles in a block: enough that a panel's way from L3 is hidden."""
+_TILE_PRODUCTS = 2_000_000
+"""Multiplications in a tile, about: some tens of microseconds, so that handing it out costs nothing."""
+_LINE_CYCLES = 2.6
+"""Cycles to get 64 bytes of a panel from L2, measured on Zen 5."""
+_MOST_ROWS = 12
+"""Row addresses that fit the registers beside what else a micro-kernel needs (x86-64 has 15)."""
+
+
+def _shapes(target: Target, dtype: DType, rows: int) -> list[tuple[int, int]]:
+    """Tiles (rows, vectors) that fit the registers, the largest for each number of vectors."""
+    shapes = []
+    by_lanes = target.architecture == "aarch64" and dtype.bits == 32
+    for nv in range(1, 7):
+        room = target.vector_registers - nv
+        # Elements of A take one register, or one for each row where they are loaded four steps at a time.
+        most = room // (nv + 1) if by_lanes else (room - 1) // nv
+        shapes += [(mr, nv) for mr in range(min(most, _MOST_ROWS, rows), 0, -1)]
+    return shapes
+
+
+def _cycles(target: Target, mr: int, nv: int, k: int) -> float:
+    """Cycles for a tile, about: 2 fma and 2 loads a cycle, panels from L2, sums written once."""
+    products = mr * nv / 2
+    loads = (mr + nv) / 2
+    panel = nv * target.vector_bits / 512 * _LINE_CYCLES
+    return max(products, loads, panel) * k + 2 * mr * nv + 20

@@ -203,5 +203,3 @@ def _pieces(run: int, lanes: int, exact: bool) -> list[int]:
         pieces.append(1 << rest.bit_length() - 1)
         rest -= pieces[-1]
     return pieces
-
-

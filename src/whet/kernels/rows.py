@@ -46,11 +46,11 @@ def split(tape: Tape, uniform: tuple[bool, ...]) -> tuple[Tape, Tape]:
 
     The head reads the uniform inputs in order. The body reads the others in order, then the head's outputs.
     """
-    fixed = list(uniform)
-    for step in tape.steps:
-        fixed.append(step.op != CONSTANT and all(fixed[a] for a in step.args))
     first = len(tape.inputs)
     is_constant = [False] * first + [s.op == CONSTANT for s in tape.steps]
+    fixed = list(uniform)
+    for step in tape.steps:
+        fixed.append(step.op != CONSTANT and all(fixed[a] or is_constant[a] for a in step.args))
     moving = [i for i in range(len(fixed)) if not fixed[i]]
     read = {a for i in moving if i >= first for a in tape.steps[i - first].args} | set(tape.outputs)
     handed = [i for i in sorted(read) if fixed[i]]
@@ -139,7 +139,7 @@ class Row:
                 if o.is_unit:
                     o.base.store(value, i)
                 else:
-                    (o.base + i * o.stride).scatter(self._steps(o, value), value)
+                    (o.base + i * o.stride).scatter(self._steps(o), value)
 
     def _part(self, i: Value, stop: Value) -> None:
         """Elements i to stop-1, at most one vector of them; none is allowed."""
@@ -152,16 +152,12 @@ class Row:
         results = self._body.emit(self.k, [*vectors, *self._splats], self._lanes)
         return [_filled(r, self._lanes) for r in results]
 
-    def _steps(self, o: RowOperand, like: Value | None = None, most: Value | None = None) -> Value:
+    def _steps(self, o: RowOperand, most: Value | None = None) -> Value:
         """The lanes' offsets from the first one, at most `most` elements away."""
-        del like
-        lane = self._lane_numbers()
+        lane = self.k.constant_vector(INT64, range(self._lanes))
         if most is not None:
             lane = minimum(lane, broadcast(most, self._lanes))
         return lane * o.stride
-
-    def _lane_numbers(self) -> Value:
-        return self.k.constant_vector(INT64, range(self._lanes))
 
     def _load(self, o: RowOperand, i: Value) -> Value:
         if o.is_unit:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from whet.codegen import vecmath
 from whet.codegen.lang import (
-    LanguageError,
     Value,
     absolute,
     any_true,
@@ -31,6 +30,7 @@ from whet.codegen.lang import (
     sqrt,
     truncate,
 )
+from whet.codegen.vecmath import double
 from whet.codegen.vecmath.common import builder, format_of
 from whet.codegen.vecmath.hyperbolic import expm1
 from whet.dtypes import BOOL, FLOAT32, FLOAT64, INT32, INT64, DType
@@ -145,10 +145,10 @@ def _times_power(x: Value, exponent: Value) -> Value:
 
 
 def integer_power(base: Value, exponent: Value) -> Value:
-    """base**exponent of integers of one type, wrapped; for a negative exponent 1/base**-exponent truncated (of 0: the
-    largest number)."""
+    """base**exponent of integers, wrapped in the base's type; for a negative exponent 1/base**-exponent truncated (of
+    0: the largest number)."""
     k = builder(base)
-    signed = base.dtype.kind == "int"
+    signed = exponent.dtype.kind == "int"
     result, square, left = k.variable(base.like(1)), k.variable(base), k.variable(exponent)
     if signed:
         left.value = select(exponent < 0, 0, exponent)
@@ -159,19 +159,20 @@ def integer_power(base: Value, exponent: Value) -> Value:
         left.value = left.value >> 1
     if not signed:
         return result.value
-    alternating = select((exponent & 1) != 0, base, 1)
-    small = select(base == 1, 1, select(base == -1, alternating, 0))
-    inverse = select(base == 0, integer_range(base.dtype)[1], small)
+    inverse = select(base == 1, base, 0)
+    if base.dtype.kind == "int":
+        inverse = select(base == -1, select((exponent & 1) != 0, base, 1), inverse)
+    inverse = select(base == 0, integer_range(base.dtype)[1], inverse)
     return select(exponent < 0, inverse, result.value)
 
 
 def power(x: Value, y: Value) -> Value:
-    """x**y in x's type, computed in float32 where that holds both types, else in float64."""
-    if x.dtype is FLOAT32 and (y.dtype is FLOAT32 or (y.dtype.bits < 64 and not y.is_float)):
-        return vecmath.pow(x, convert(y, FLOAT32))
+    """x**y in x's type. Of float32 and an integer in float32, of two integers exactly, else in float64."""
     if not x.is_float and not y.is_float:
         return integer_power(x, y)
-    raise LanguageError("no power of these types", found=f"{x.dtype} and {y.dtype}")
+    if x.dtype is FLOAT32 and y.dtype is not FLOAT64:
+        return vecmath.pow(x, convert(y, FLOAT32))
+    return cast(double.pow(convert(x, FLOAT64), convert(y, FLOAT64)), x.dtype)
 
 
 def fixed_power(x: Value, exponent: float) -> Value | None:

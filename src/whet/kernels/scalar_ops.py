@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from whet.codegen import vecmath
 from whet.codegen.lang import Value, absolute, ceil, floor, fma, is_nan, round_even, select, sqrt, truncate
-from whet.codegen.vecmath import hyperbolic, inverse
+from whet.codegen.vecmath import double, hyperbolic, inverse
 from whet.dtypes import (
     BFLOAT16,
     BOOL,
@@ -47,7 +47,6 @@ _INTEGERS = _SIGNED | _UNSIGNED
 _NUMBERS = _FLOATS | _INTEGERS
 _BOOLS = frozenset({BOOL})
 _ALL = _NUMBERS | _BOOLS | {FLOAT16, BFLOAT16}
-_SINGLE = frozenset({FLOAT32})
 _QUANTIZED = _INTEGERS - {INT64, UINT64, UINT32}
 
 
@@ -55,8 +54,9 @@ def _unary(function: Callable[[Value], Value]) -> Operation:
     return lambda step, x: function(x)
 
 
-def _vector(function: Callable[[Value], Value]) -> Operation:
-    return lambda step, x: f.in_vector(function, x)
+def _circular(single: Callable[[Value], Value], wide: Callable[[Value], Value]) -> Operation:
+    """One of two functions that only work on vectors, by the type."""
+    return lambda step, x: f.in_vector(single if x.dtype is FLOAT32 else wide, x)
 
 
 def _binary(function: Callable[[Value, Value], Value]) -> Operation:
@@ -160,9 +160,9 @@ _TABLE: dict[str, tuple[Operation, frozenset[DType], int]] = {
     "expm1": (_unary(hyperbolic.expm1), _FLOATS, 16),
     "log": (_unary(vecmath.log), _FLOATS, 22),
     "log1p": (_unary(vecmath.log1p), _FLOATS, 28),
-    "sin": (_vector(vecmath.sin), _SINGLE, 30),
-    "cos": (_vector(vecmath.cos), _SINGLE, 30),
-    "tan": (_vector(inverse.tan), _SINGLE, 60),
+    "sin": (_circular(vecmath.sin, double.sin), _FLOATS, 30),
+    "cos": (_circular(vecmath.cos, double.cos), _FLOATS, 30),
+    "tan": (_circular(inverse.tan, double.tan), _FLOATS, 60),
     "asin": (_unary(inverse.asin), _FLOATS, 30),
     "acos": (_unary(inverse.acos), _FLOATS, 30),
     "atan": (_unary(inverse.atan), _FLOATS, 20),

@@ -1,4 +1,4 @@
-"""The micro-kernel of every matrix product: a tile of sums kept in registers, and what is done to it before it is stored.
+"""The micro-kernel of every matrix product: a tile of sums kept in registers, and what is done to it before the store.
 
 A tile is `rows` x `vectors` registers. The depth loop adds the outer product of a column of A (a broadcast number for
 each row) and a row of B (whole vectors). Rows of A are addresses, so that a matrix, a list of pixels and a block of
@@ -11,7 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from whet.codegen.lang import Function, Operand, Pointer, Value, Variables, fma, minimum, prefix_mask, shuffle
+from whet.codegen.lang import (
+    Function,
+    Operand,
+    Pointer,
+    Value,
+    Variables,
+    broadcast,
+    fma,
+    minimum,
+    prefix_mask,
+    shuffle,
+)
 from whet.dtypes import DType
 from whet.kernels.base import Frame
 from whet.kernels.expression import Tape
@@ -23,9 +34,9 @@ UNROLL = 4
 _CHAINS = 8
 """Sums that must be under way at once to hide the latency of fma (4 cycles on 2 pipes)."""
 
-_STRAIGHT_STEPS = 128
-"""An epilogue of up to so many instructions a row is written out for every row, on registers; a longer one is a loop
-over rows, through a tile in memory."""
+_STRAIGHT_STEPS = 24
+"""An epilogue of up to so many instructions for a row of a tile is written out for every row, on registers; a longer
+one is a loop over rows, through a tile in memory."""
 
 OperandKind = Literal["column", "row", "scalar", "full"]
 
@@ -138,31 +149,45 @@ class Sums:
     def tile(self) -> Tile:
         return self._tile
 
-    def add_products(self, a: Rows, b: Pointer, depth: Operand, b_stride: Operand | None = None) -> None:
-        """Add the product of rows `a` and the panel at `b`, over `depth`; rows of B are `b_stride` elements apart."""
+    def add_products(
+        self, a: Rows, b: Pointer, depth: Operand, b_stride: Operand | None = None, masks: Sequence[Value] = ()
+    ) -> None:
+        """Add the product of rows `a` and the panel at `b`, over `depth`.
+
+        Rows of B are `b_stride` elements apart where it is no panel; `masks` are its vectors' columns that exist.
+        """
         k = self.k
         stride = self.tile.width if b_stride is None else b_stride
+
+        def b_row(row: Pointer) -> list[Value]:
+            places = [j * self.tile.lanes for j in range(self.tile.vectors)]
+            if masks:
+                return [row.load_masked(mask, place) for mask, place in zip(masks, places, strict=True)]
+            return [row.load(place, self.tile.lanes) for place in places]
+
         if isinstance(depth, float):
             raise TypeError("a depth is an integer")
         main = depth & -UNROLL if isinstance(depth, Value) else depth - depth % UNROLL
         if not isinstance(main, int) or main > 0:
             with k.loop(main, step=UNROLL) as p:
-                self._steps(a, b, p, stride, UNROLL)
+                self._steps(a, b, p, stride, UNROLL, b_row)
         if isinstance(depth, int):
-            if depth > main:
-                self._steps(a, b, main, stride, depth - main)
+            if depth % UNROLL:
+                self._steps(a, b, main, stride, depth % UNROLL, b_row)
         else:
             with k.loop(depth, start=main) as p:
-                self._steps(a, b, p, stride, 1)
+                self._steps(a, b, p, stride, 1, b_row)
 
-    def _steps(self, a: Rows, b: Pointer, depth: Operand, stride: Operand, count: int) -> None:
+    def _steps(
+        self, a: Rows, b: Pointer, depth: Operand, stride: Operand, count: int,
+        b_row: Callable[[Pointer], list[Value]],
+    ) -> None:  # fmt: skip
         k, tile, sums = self.k, self.tile, self._sums
         row_starts = a.at(depth)
         column = _broadcasts(k, row_starts, count)
         panel = b + times(depth, stride)
         for step in range(count):
-            b_row = panel + times(stride, step)
-            b_vectors = [b_row.load(j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
+            b_vectors = b_row(panel + times(stride, step))
             copy = step % self.copies
             for i in range(tile.rows):
                 a_i = column(i, step)
@@ -243,39 +268,47 @@ class Finish:
         start = self.c + plus(times(row, self.stride), column)
         return Target(start, self.stride, columns, tuple(places))
 
-    def store(self, sums: Totals, to: Target, rows: Operand | None = None) -> None:
-        """Do the epilogue to the sums and write them; columns beyond the matrix, and rows from `rows` on, are not
-        touched."""
+    def store(self, sums: Totals, to: Target) -> None:
+        """Do the epilogue to the sums and write them; columns beyond the matrix are not touched."""
         k, tile = self.k, sums.tile
-        if rows is not None:
-            left = k.index(to.columns)
-            whole = isinstance(to.columns, int) and to.columns >= tile.width
-            masks = [None if whole else prefix_mask(left - j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
-            self._store_rows(sums, to, masks, rows)
-        elif isinstance(to.columns, Value):
+        if isinstance(to.columns, Value):
             with k.when(to.columns >= tile.width):
-                self._store_whole(sums, to)
+                self.store_whole(sums, to)
             with k.otherwise():
-                self._store_part(sums, to)
+                self.store_part(sums, to)
         elif to.columns >= tile.width:
-            self._store_whole(sums, to)
+            self.store_whole(sums, to)
         else:
-            self._store_part(sums, to)
+            self.store_part(sums, to)
 
-    def _store_whole(self, sums: Totals, to: Target) -> None:
-        k, tile = self.k, sums.tile
-        if self._cost() * tile.vectors > _STRAIGHT_STEPS:
-            self._store_rows(sums, to, [None] * tile.vectors, tile.rows)
+    def store_whole(self, sums: Totals, to: Target) -> None:
+        """`store` of a tile that is known to have all its columns."""
+        self._store(sums, to, [None] * sums.tile.vectors)
+
+    def store_part(self, sums: Totals, to: Target) -> None:
+        """`store` of a tile of which some columns may lie beyond the matrix."""
+        self._store(sums, to, self._masks(sums.tile, to))
+
+    def store_rows(self, sums: Totals, to: Target, rows: Operand) -> None:
+        """`store` of the first `rows` rows only."""
+        tile = sums.tile
+        whole = isinstance(to.columns, int) and to.columns >= tile.width
+        self._store_rows(sums, to, [None] * tile.vectors if whole else self._masks(tile, to), rows)
+
+    def _masks(self, tile: Tile, to: Target) -> list[Value | None]:
+        left = self.k.index(to.columns)
+        return [prefix_mask(left - j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
+
+    def _store(self, sums: Totals, to: Target, masks: Sequence[Value | None]) -> None:
+        tile = sums.tile
+        # Masks of AVX-512 have registers of their own; elsewhere a masked access is many instructions.
+        costly_masks = masks[0] is not None and not self.k.target.has("avx512f")
+        if costly_masks or self._cost() * tile.vectors > _STRAIGHT_STEPS:
+            self._store_rows(sums, to, masks, tile.rows)
             return
         for i, row in enumerate(sums.totals()):
             for j, total in enumerate(row):
-                self._finish(total, to, i, j * tile.lanes, tile.lanes, None)
-
-    def _store_part(self, sums: Totals, to: Target) -> None:
-        tile = sums.tile
-        left = self.k.index(to.columns)
-        masks = [prefix_mask(left - j * tile.lanes, tile.lanes) for j in range(tile.vectors)]
-        self._store_rows(sums, to, masks, tile.rows)
+                self._finish(total, to, i, j * tile.lanes, tile.lanes, masks[j])
 
     def _store_rows(self, sums: Totals, to: Target, masks: Sequence[Value | None], rows: Operand) -> None:
         """Through memory, so that the epilogue is written once for all rows."""
@@ -283,10 +316,10 @@ class Finish:
         for i, row in enumerate(sums.totals()):
             for j, total in enumerate(row):
                 self.room.store(total, (i * tile.vectors + j) * tile.lanes, align=64)
-        with k.loop(rows) as i:
+        with k.loop(rows) as number:
             for j, mask in enumerate(masks):
-                total = self.room.load(i * tile.width + j * tile.lanes, tile.lanes)
-                self._finish(total, to, i, j * tile.lanes, tile.lanes, mask)
+                total = self.room.load(number * tile.width + j * tile.lanes, tile.lanes)
+                self._finish(total, to, number, j * tile.lanes, tile.lanes, mask)
 
     def _finish(self, total: Value, to: Target, row: Operand, column: int, lanes: int, mask: Value | None) -> None:
         values = [total]
@@ -301,6 +334,7 @@ class Finish:
                     place.start.load(offset, lanes) if mask is None else place.start.load_masked(mask, offset)
                 )
         result = total if self.epilogue is None else self.epilogue.tape.emit(self.k, values, lanes)[0]
+        result = result if result.lanes == lanes else broadcast(result, lanes)
         offset = plus(times(row, to.stride), column)
         if mask is None:
             to.start.store(result, offset)

@@ -54,7 +54,7 @@ def _load(target: Target) -> Executor:
     library = Library(data, target)
     system = aligned_words(System.SIZE)
     system[:] = system_addresses(target.system)
-    # Called with the interpreter's lock held for the checks of `prepare` only, which takes less time than its release.
+    # `prepare` takes less time than to release the interpreter's lock and to get it back.
     prepare = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(library.address("prepare"))
     run, worker, stop = (
         ctypes.CFUNCTYPE(ctypes.c_int64 if name == "run" else None, ctypes.c_void_p)(library.address(name))

@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import threading
+import time
 import warnings
 
 from whet.runtime.cores import core_budget
@@ -21,6 +22,7 @@ MOST_THREADS = TeamBlock.MOST_WORKERS + 1
 IDLE_SPIN_NS = 150_000
 RUN_SPIN_NS = 50_000
 _STOP_SECONDS = 2.0
+"""How long the process's end waits for workers that are in a run of a daemon thread's."""
 
 _FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGABRT")
 """Signals that a thread gets for its own deeds. Blocked, they end the process without a word."""
@@ -87,8 +89,9 @@ class Team:
             self._block[TeamBlock.COUNT] = 0
         for index in range(len(threads)):
             self._native.stop(ctypes.c_void_p(self.mailbox(index).ctypes.data))
+        end = time.monotonic() + _STOP_SECONDS
         for thread in threads:
-            thread.join(_STOP_SECONDS)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def after_fork(self) -> None:
         """For the child of a fork, where no worker exists."""

@@ -7,14 +7,20 @@ from collections.abc import Sequence
 from whet.compiler.lowering import Lowering
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder
-from whet.compiler.views import View, collapse, memory_order
+from whet.compiler.views import View, collapse, memory_order, product
 from whet.dtypes import DType
 from whet.graph.dims import Known, ceil_div
+from whet.kernels.copy import StridedCopy
 from whet.kernels.expression import Tape, identity
 from whet.kernels.pointwise import Pointwise
 
 BLOCK = 4096
 """Innermost elements per tile."""
+ROWS = 256
+LINE_BYTES = 64
+"""A tile of a transposing copy: as many elements of the target's contiguous dimension, by a cache line of the source's."""
+MOST_DIMENSIONS = 8
+"""Loop dimensions of a strided copy; more are left to the pointwise kernel."""
 
 
 def relayout(ctx: Lowering, view: View, order: Sequence[int] | None = None) -> View:
@@ -35,18 +41,31 @@ def copy(ctx: Lowering, source: View, target: View, tape: Tape | None = None) ->
     dims = collapse(target.shape, [source.strides, target.strides], order)
     extents = [extent for extent, _ in dims] or [1]
     strides = [[s[i] for _, s in dims] or [1] for i in range(2)]
-    kinds = [tuple(s if isinstance(s, int) and s in (0, 1) else None for s in row) for row in strides]
-    spec = Pointwise(tape or identity(source.element), len(extents), (kinds[0],), (kinds[1],))
-    words: dict[str, Word] = {"block": BLOCK, "in0": address(source), "out0": address(target)}
+    of, to = [tuple(s if isinstance(s, int) and s in (0, 1) else None for s in row) for row in strides]
+    size = source.element.bits // 8
+    spec: StridedCopy | Pointwise
+    words: dict[str, Word] = {"block": BLOCK}
+    tiles: Known
+    if tape is None and len(extents) <= MOST_DIMENSIONS:
+        spec = StridedCopy(size, of, to)
+        if spec.is_transposed:
+            words |= {"block": ROWS, "across": LINE_BYTES // size}
+            columns = max(d for d, s in enumerate(to) if s == 1), max(d for d, s in enumerate(of) if s == 1)
+            tiles = ceil_div(extents[columns[0]], ROWS) * ceil_div(extents[columns[1]], LINE_BYTES // size)
+            tiles = tiles * product(e for d, e in enumerate(extents) if d not in columns)
+        else:
+            tiles = product(extents[:-1]) * ceil_div(extents[-1], BLOCK)
+    else:
+        spec = Pointwise(tape or identity(source.element), len(extents), (of,), (to,))
+        tiles = product(extents[:-1]) * ceil_div(extents[-1], BLOCK)
+    words |= {"in0": address(source), "out0": address(target)}
     for name, row in (("in0", strides[0]), ("out0", strides[1])):
         for d, stride in enumerate(row):
             words[f"{name}_s{d}"] = stride
     for d, extent in enumerate(extents):
         words[f"n{d}"] = extent
-    tiles: Known = ceil_div(extents[-1], BLOCK)
-    for extent in extents[:-1]:
-        tiles = tiles * extent
-    ctx.emit(spec, words, tiles, [source], [target], tactic="copy")
+    moved = target.size * (size + target.element.bits // 8)
+    ctx.emit(spec, words, tiles, [source], [target], nbytes=moved, tactic="copy")
 
 
 def cast_copy(ctx: Lowering, view: View, element: DType) -> View:

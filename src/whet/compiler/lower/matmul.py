@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -111,14 +111,56 @@ def _with_ones(view: View, shape: Sequence[Known]) -> tuple[Known, ...]:
     return tuple(strides)
 
 
+Panels = Callable[[int, Sequence[Known]], tuple[View, tuple[Known, ...]]]
+"""B in panels of so many columns, and its stride along each dimension of a batch's shape."""
+
+
 def emit_product(
     ctx: Lowering, a: View, b: Value, transposed: bool, element: DType, out: View, done: Finish
 ) -> None:
     """Emit the product of `a` [..., m, k] and `b` [..., k, n] (`transposed`: [..., n, k]) into `out` [..., m, n]."""
+    shared = b.data is not None and all(d == 1 for d in shape_of(b)[:-2])
+
+    def panels(width: int, batch_shape: Sequence[Known]) -> tuple[View, tuple[Known, ...]]:
+        return packed(ctx, b, transposed, element, width, batch_shape)
+
+    emit_panels(ctx, a, panels, shared, element, out, done)
+
+
+def emit_rows(ctx: Lowering, a: View, w: Value, element: DType, out: View, done: Finish) -> None:
+    """Emit the product of `a` [..., k] with the matrix of weights `w` [n, k, 1, ...] into `out` [..., n]."""
+    n, k = w.shape[:2] if w.shape is not None else (None, None)
+    assert isinstance(n, int)
+    assert isinstance(k, int)
+
+    def panels(width: int, batch_shape: Sequence[Known]) -> tuple[View, tuple[Known, ...]]:
+        if w.data is not None:
+            data = w.data
+            key = ("rows", data.digest(), element.name, width)
+            buffer = ctx.weight(
+                key, lambda: pack_b(data.numpy().reshape(n, k).astype(element.numpy, copy=False).T, width), element
+            )
+            result = View(buffer, (buffer.elements,), (1,))
+        else:
+            view = ctx.view(w)
+            matrix = view.reshape((n, k)) or relayout(ctx, view).reshape((n, k))
+            assert matrix is not None
+            if matrix.element is not element:
+                matrix = cast_copy(ctx, matrix, element)
+            result, _ = pack_at_run(ctx, matrix.transpose((1, 0)), element, width, ())
+        return result, (0,) * len(batch_shape)
+
+    emit_panels(ctx, a, panels, True, element, out, done)
+
+
+def emit_panels(
+    ctx: Lowering, a: View, panels_of: Panels, shared: bool, element: DType, out: View, done: Finish
+) -> None:
+    """Emit the product of `a` [..., m, k] and packed panels into `out` [..., m, n]; `shared`: one B for the batch."""
     m, n, k = out.shape[-2], out.shape[-1], a.shape[-1]
     if a.element is not element:
         a = cast_copy(ctx, a, element)
-    if out.rank == a.rank and b.data is not None and all(d == 1 for d in shape_of(b)[:-2]):
+    if shared and out.rank == a.rank:
         # One matrix for all: the rows of every batch are rows of one product.
         joined = join_rows(a, out, done)
         if joined is None:
@@ -147,7 +189,7 @@ def emit_product(
         batch=len(batch_shape) > 0,
     )
     width = spec.width(ctx.target)
-    b_view, b_strides = packed(ctx, b, transposed, element, width, batch_shape)
+    b_view, b_strides = panels_of(width, batch_shape)
     words: dict[str, Word] = {
         "a": address(a), "b": address(b_view), "c": address(out), "m": m, "n": n, "k": k, "lda": lda, "ldc": ldc,
     }  # fmt: skip

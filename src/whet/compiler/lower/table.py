@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from whet.compiler.fuse import AnchorTest
-from whet.compiler.lower import matmul, views
+from whet.compiler.lower import conv, matmul, views
 from whet.compiler.lower.pointwise import pointwise_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lower.scalar_table import SCALAR_RULES
@@ -21,12 +21,14 @@ LOWER: dict[str, Rule] = {
     "Concat": views.CONCAT,
     "MatMul": matmul.MATMUL,
     "Gemm": matmul.GEMM,
+    "Conv": conv.CONV,
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""
 
 ANCHORS: dict[str, AnchorTest] = {
     "MatMul": matmul.takes_epilogue,
     "Gemm": matmul.takes_epilogue,
+    "Conv": conv.takes_epilogue,
 }
 """Operators that can compute a pointwise group on their result before it is stored."""
 

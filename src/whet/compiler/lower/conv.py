@@ -1,0 +1,351 @@
+"""Convolutions: which tactic, which layout, and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whet.compiler.fuse import Group
+from whet.compiler.lower.copy import cast_copy, copy, relayout
+from whet.compiler.lower.epilogue import Finish, finish, takes_group
+from whet.compiler.lower.matmul import ELEMENTS, emit_rows, pack_at_run, same_whole
+from whet.compiler.lower.pointwise import tensor_refusal
+from whet.compiler.lower.rule import Rule
+from whet.compiler.lowering import Lowering, dtype_of, shape_of
+from whet.compiler.step import Word, address
+from whet.compiler.tape import TapeBuilder, computed
+from whet.compiler.views import View, product
+from whet.dtypes import DType
+from whet.graph import Node, Value
+from whet.graph.dims import Known, ceil_div
+from whet.kernels.conv import Conv, Window, pack_conv_weights
+from whet.kernels.depthwise import Depthwise, pack_depthwise_weights
+from whet.kernels.im2col import ConvIm2col
+
+FEW_CHANNELS = 8
+"""Below so many channels of a group a tap's loop is too short: patches are gathered instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A convolution's window with its extents; `image` and `out` are spatial."""
+
+    window: Window
+    groups: int
+    channels: int
+    outputs: int
+    images: Known
+    image: tuple[Known, ...]
+    out: tuple[Known, ...]
+
+
+def window_of(node: Node, kernel: Sequence[int], image: Sequence[Known], out: Sequence[Known]) -> Window | None:
+    """The node's window with its padding in numbers; None where padding depends on extents that are not known."""
+    rank = len(kernel)
+    strides = node.ints_attr("strides", (1,) * rank)
+    dilations = node.ints_attr("dilations", (1,) * rank)
+    auto = node.str_attr("auto_pad", "NOTSET")
+    if auto == "NOTSET":
+        return Window(tuple(kernel), strides, dilations, node.ints_attr("pads", (0,) * (2 * rank)))
+    if auto == "VALID":
+        return Window(tuple(kernel), strides, dilations, (0,) * (2 * rank))
+    begins, ends = [], []
+    for i in range(rank):
+        total: Known = (out[i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1 - image[i]
+        if not isinstance(total, int):
+            return None
+        total = max(total, 0)
+        small = total // 2
+        begins.append(small if auto == "SAME_UPPER" else total - small)
+        ends.append(total - begins[-1])
+    return Window(tuple(kernel), strides, dilations, (*begins, *ends))
+
+
+def refusal(node: Node) -> str | None:
+    """Why a convolution cannot be lowered, or None."""
+    reason = tensor_refusal(node)
+    if reason is not None:
+        return reason
+    if dtype_of(node.output) not in ELEMENTS:
+        return f"no convolution of {dtype_of(node.output)}"
+    x, w = node.inputs[0], node.inputs[1]
+    assert x is not None
+    assert w is not None
+    shape, weights = x.shape or (), w.shape or ()
+    if not 3 <= len(shape) <= 5:
+        return f"no convolution with {len(shape) - 2} spatial axes"
+    if not all(isinstance(d, int) for d in weights):
+        return "the extents of its weights are not known"
+    if node.str_attr("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        strides = node.ints_attr("strides", (1,) * (len(shape) - 2))
+        for extent, stride in zip(shape[2:], strides, strict=True):
+            if stride != 1 and not isinstance(extent, int):
+                return "its padding depends on extents that are not known"
+    return None
+
+
+def takes_epilogue(node: Node, group: Group) -> bool:
+    """Whether the convolution can do the group's work before it stores its sums."""
+    return refusal(node) is None and takes_group(node, group, 1 - len(node.output.shape or ()))
+
+
+def lower_conv(ctx: Lowering, node: Node, group: Group | None) -> None:
+    x, w, bias = node.input(0), node.input(1), node.input(2)
+    assert x is not None
+    assert w is not None
+    element = computed(dtype_of(node.output))
+    view = ctx.view(x)
+    if view.element is not element:
+        view = cast_copy(ctx, view, element)
+    weights = tuple(int(d) for d in shape_of(w) if isinstance(d, int))
+    rank = len(weights) - 2
+    kernel = weights[2:]
+    shape = shape_of(node.output)
+    window = window_of(node, kernel, view.shape[2:], shape[2:])
+    if window is None:
+        raise ctx.refuse("its padding depends on extents that are not known")
+    groups = node.int_attr("group", 1)
+    geometry = Geometry(
+        window, groups, weights[1], weights[0] // groups, shape[0], view.shape[2:], shape[2:]
+    )  # fmt: skip
+
+    def begin(tape: TapeBuilder, total: int, operands: Sequence[int]) -> int:
+        for operand in operands:
+            total = tape.add("add", element, total, tape.cast(operand, element))
+        return total
+
+    extras = [] if bias is None else [(_bias(ctx, bias), "column")]
+    done = finish(ctx, node, group, element, -1 - rank, extras, begin)  # type: ignore[arg-type]
+    order = (0, *range(2, 2 + rank), 1)
+    out = ctx.new(done.result, order)
+    target = out
+    if _pixel_stride(out) is None:
+        # Written into a part of another tensor whose rows are not evenly spaced.
+        target = ctx.temporary(out.element, out.shape, order)
+    operands = tuple(
+        _pixels(ctx, v.broadcast(out.shape), order) if kind == "full" else _vector(ctx, v, kind)
+        for v, kind in zip(done.operands, done.kinds, strict=True)
+    )
+    done = Finish(done.epilogue, operands, done.kinds, done.result, done.ops)
+    pointwise = product(kernel) == 1 and all(s == 1 for s in window.strides) and not any(window.pads)
+    if groups > 1 and geometry.channels == geometry.outputs == 1 and rank < 3 and w.data is not None:
+        _emit_depthwise(ctx, geometry, channels_last(ctx, view), w, target, done, element)
+    elif pointwise and groups == 1:
+        _emit_pointwise(ctx, geometry, channels_last(ctx, view), w, target, done, element)
+    elif geometry.channels < FEW_CHANNELS:
+        _emit_im2col(ctx, geometry, view, w, target, done, element)
+    else:
+        _emit_direct(ctx, geometry, channels_last(ctx, view), w, target, done, element)
+    if target is not out:
+        copy(ctx, target, out)
+
+
+def _bias(ctx: Lowering, bias: Value) -> View:
+    view = ctx.view(bias)
+    return view if view.unit(0) else relayout(ctx, view)
+
+
+def _vector(ctx: Lowering, view: View, kind: str) -> View:
+    """A column operand: one number for each channel, next to each other."""
+    if kind != "column":
+        return view
+    flat = view.reshape((view.size,))
+    return flat if flat is not None and flat.unit(0) else relayout(ctx, view).reshape((view.size,)) or view
+
+
+def channels_last(ctx: Lowering, view: View) -> View:
+    """The view where its channels are next to each other already, else a copy."""
+    if view.unit(1):
+        return view
+    return relayout(ctx, view, (0, *range(2, view.rank), 1))
+
+
+def _pixel_stride(view: View) -> Known | None:
+    """Elements from one pixel to the next, where channels are neighbours and pixels are evenly spaced."""
+    if not view.unit(1):
+        return None
+    spatial = View(view.buffer, view.shape[2:], view.strides[2:])
+    joined = spatial.reshape((product(view.shape[2:]),))
+    if joined is None:
+        return None
+    if joined.shape[0] == 1:
+        return view.shape[1]
+    return joined.strides[0]
+
+
+def _pixels(ctx: Lowering, view: View, order: Sequence[int]) -> View:
+    return view if _pixel_stride(view) is not None else relayout(ctx, view, order)
+
+
+def _finish_words(words: dict[str, Word], done: Finish) -> None:
+    for i, (view, kind) in enumerate(zip(done.operands, done.kinds, strict=True)):
+        words[f"e{i}"] = address(view)
+        if kind == "full":
+            stride = _pixel_stride(view)
+            assert stride is not None
+            words[f"e{i}_s"] = stride
+            words[f"e{i}_n"] = view.strides[0]
+
+
+def _out_words(words: dict[str, Word], out: View) -> None:
+    stride = _pixel_stride(out)
+    assert stride is not None
+    words |= {"c": address(out), "ldc": stride, "c_n": out.strides[0]}
+
+
+def _image_words(g: Geometry, x: View) -> dict[str, Word]:
+    words: dict[str, Word] = {"x": address(x), "x_n": x.strides[0], "x_c": x.strides[1]}
+    for i in range(g.window.rank):
+        words |= {f"x_s{i}": x.strides[2 + i], f"in{i}": g.image[i], f"out{i}": g.out[i]}
+    return words
+
+
+def _fixed(extents: Sequence[Known]) -> tuple[int, ...] | None:
+    numbers = tuple(e for e in extents if isinstance(e, int))
+    return numbers if len(numbers) == len(extents) else None
+
+
+def _flops(g: Geometry) -> Known:
+    return product(g.out) * g.images * (2 * g.groups * g.outputs * g.channels * g.window.taps)
+
+
+def _in_place(done: Finish, out: View) -> list[tuple[View, View]]:
+    return [(v, out) for v, k in zip(done.operands, done.kinds, strict=True) if k == "full" and same_whole(v, out)]
+
+
+def _weights(
+    ctx: Lowering, w: Value, g: Geometry, width: int, element: DType, first: bool
+) -> View:
+    """The packed weights; `first`: channels before taps."""
+    if w.data is not None:
+        data = w.data
+
+        def make() -> np.ndarray[Any, Any]:
+            array = data.numpy().astype(element.numpy, copy=False)
+            return pack_conv_weights(array, g.groups, width, first)
+
+        buffer = ctx.weight(("conv", data.digest(), g.groups, width, first, element.name), make, element)
+        return View(buffer, (buffer.elements,), (1,))
+    view = ctx.view(w)
+    if view.element is not element:
+        view = cast_copy(ctx, view, element)
+    taps = g.window.taps
+    flat = view.reshape((g.groups, g.outputs, g.channels, taps)) or relayout(ctx, view).reshape(
+        (g.groups, g.outputs, g.channels, taps)
+    )
+    assert flat is not None
+    ordered = relayout(ctx, flat.transpose((0, 2, 3, 1) if first else (0, 3, 2, 1)))
+    matrices = ordered.reshape((g.groups, taps * g.channels, g.outputs))
+    assert matrices is not None
+    return pack_at_run(ctx, matrices, element, width, (g.groups,))[0]
+
+
+def _emit_direct(
+    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
+) -> None:
+    mr, nv, m_block, panels = conv_tile(ctx, g)
+    spec = Conv(
+        g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), mr, nv, m_block, panels, done.epilogue
+    )
+    width = spec.width(ctx.target)
+    packed = _weights(ctx, w, g, width, element, False)
+    zero = ctx.zeros(g.channels * g.groups, element)
+    words = _image_words(g, x)
+    words |= {"w": address(packed), "zero": address(zero)}
+    _out_words(words, out)
+    _finish_words(words, done)
+    columns = width * panels
+    tiles = g.images * g.groups * (-(-g.outputs // columns)) * ceil_div(product(g.out), m_block)
+    ctx.emit(
+        spec, words, tiles, [x, packed, zero, *done.operands], [out], flops=_flops(g),
+        in_place=_in_place(done, out), ops=done.ops, tactic="conv",
+    )  # fmt: skip
+
+
+def conv_tile(ctx: Lowering, g: Geometry) -> tuple[int, int, int, int]:
+    """(mr, nv, m_block, panels)."""
+    spec = Conv(g.window, g.channels, g.outputs)
+    return spec.mr, spec.nv, spec.m_block, spec.panels
+
+
+def _emit_im2col(
+    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
+) -> None:
+    last = x.unit(1) and g.channels * g.groups > 1
+    stride = x.strides[-1]
+    mr, nv, m_block, panels = conv_tile(ctx, g)
+    spec = ConvIm2col(
+        g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), mr, nv, m_block, panels, done.epilogue,
+        last, stride if isinstance(stride, int) else None,
+    )  # fmt: skip
+    width = spec.width(ctx.target)
+    packed = _weights(ctx, w, g, width, element, not last)
+    words = _image_words(g, x)
+    words["w"] = address(packed)
+    _out_words(words, out)
+    _finish_words(words, done)
+    columns = width * panels
+    tiles = g.images * g.groups * (-(-g.outputs // columns)) * ceil_div(product(g.out), m_block)
+    ctx.emit(
+        spec, words, tiles, [x, packed, *done.operands], [out], flops=_flops(g),
+        in_place=_in_place(done, out), ops=done.ops, tactic="conv-im2col",
+    )  # fmt: skip
+
+
+def _emit_pointwise(
+    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
+) -> None:
+    """A 1x1 convolution: pixels are rows of a matrix product."""
+    rank = g.window.rank
+    order = (0, *range(2, 2 + rank), 1)
+    operands = tuple(
+        v.transpose(order) if kind == "full" else v for v, kind in zip(done.operands, done.kinds, strict=True)
+    )
+    done = Finish(done.epilogue, operands, done.kinds, done.result, done.ops)
+    emit_rows(ctx, x.transpose(order), w, element, out.transpose(order), done)
+
+
+def _emit_depthwise(
+    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
+) -> None:
+    window, image, spatial = g.window, g.image, g.out
+    steps = x.strides[2:]
+    if window.rank == 1:
+        pads = window.pads
+        window = Window((1, *window.kernel), (1, *window.strides), (1, *window.dilations), (0, pads[0], 0, pads[1]))
+        image, spatial, steps = (1, *image), (1, *spatial), (0, *steps)
+    fixed = _fixed((image[1], spatial[1]))
+    columns = (fixed[0], fixed[1]) if fixed is not None else None
+    spec = Depthwise(window, g.groups, element, columns, epilogue=done.epilogue)
+    packed = _depthwise_weights(ctx, w, g, element)
+    words: dict[str, Word] = {
+        "x": address(x), "x_n": x.strides[0], "x_s0": steps[0], "x_s1": steps[1], "in0": image[0], "in1": image[1],
+        "out0": spatial[0], "out1": spatial[1], "w": address(packed),
+    }  # fmt: skip
+    _out_words(words, out)
+    _finish_words(words, done)
+    channels = ctx.target.lanes(element) * spec.vectors
+    tiles = g.images * (-(-g.groups // channels)) * ceil_div(spatial[0], spec.rows)
+    ctx.emit(
+        spec, words, tiles, [x, packed, *done.operands], [out], flops=_flops(g),
+        in_place=_in_place(done, out), ops=done.ops, tactic="depthwise",
+    )  # fmt: skip
+
+
+def _depthwise_weights(ctx: Lowering, w: Value, g: Geometry, element: DType) -> View:
+    if w.data is not None:
+        data = w.data
+        lanes = ctx.target.lanes(element)
+
+        def make() -> np.ndarray[Any, Any]:
+            return pack_depthwise_weights(data.numpy().astype(element.numpy, copy=False), lanes)
+
+        buffer = ctx.weight(("depthwise", data.digest(), element.name, lanes), make, element)
+        return View(buffer, (buffer.elements,), (1,))
+    raise ctx.refuse("depthwise weights that are not constant")
+
+
+CONV = Rule(lower_conv, refusal)
