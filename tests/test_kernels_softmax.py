@@ -95,7 +95,8 @@ def test_every_remainder(target: Target) -> None:
 def test_nan_and_infinity(target: Target, kind: SoftmaxKind) -> None:
     inf, nan = np.inf, np.nan
     rows = [
-        [1, nan, 3], [-inf, 1, 2], [-inf, -inf, -inf], [inf, 1, 2], [nan, inf, 1], [1e38, -1e38, 1e38], [1000, 0, -1000],
+        [1, nan, 3], [-inf, 1, 2], [-inf, -inf, -inf], [inf, 1, 2], [nan, inf, 1], [1e38, -1e38, 1e38],
+        [1000, 0, -1000],
     ]  # fmt: skip
     cases = []
     for repeats in (1, 25):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.runtime_programs import Count, Fill, Halve, Nothing, Refuse, Writer, address, one_kernel
+from tests.runtime_programs import Count, Fill, Halve, Nothing, Refuse, Writer, one_kernel
 from whet.codegen.jit import Kernel, build
 from whet.codegen.lang import Module
 from whet.codegen.module import compile_source
@@ -24,7 +24,6 @@ from whet.kernels.base import BAD_VALUE, STATUS_CODE_BITS
 from whet.runtime.context import RunContext
 from whet.runtime.executor import executor
 from whet.runtime.layout import IDLE, Worker
-from whet.runtime.loaded import LoadedProgram
 from whet.runtime.memory import Area
 from whet.runtime.program import (
     ADD,
@@ -450,27 +449,47 @@ def _float_mode() -> tuple[Kernel, Kernel]:
     return made["read"], made["set"]
 
 
-@pytest.mark.skipif(host_target().architecture != "x86_64", reason="sets x86's control register")
-@pytest.mark.parametrize("more_workers", [False, True])
-def test_denormals_are_kept_whatever_the_caller_has_set(more_workers: bool) -> None:
-    """Workers that start under a caller that flushes denormals would inherit its mode."""
+def _halve_under_flushing(threads: int, runs: int) -> None:
+    """Halve denormals while the caller's mode flushes them to zero: run after run every one must stay."""
     source, tiles = np.array([4], np.uint32).view(np.float32), 500
     writer = one_kernel(Halve(), tiles)
     writer.io_addresses = [[0, 2, 0, -1], [1, 1, 0, -1]]
     writer.inputs = 1
-    out = _out(tiles)
     read, change = _float_mode()
-    flushing, inputs, outputs = 0x9FC0, [source.ctypes.data], [out.ctypes.data]
-    before = read()
+    flushing, before = 0x9FC0, read()
     change(flushing)
     try:
-        context = writer.context(team().workers + 4 if more_workers else 1)
+        context = writer.context(threads)
         context.prepare(())
-        outcome, after = context.run(inputs, outputs), read()
+        for _ in range(runs):
+            out = np.zeros(tiles, np.int64)
+            outcome, after = context.run([source.ctypes.data], [out.ctypes.data]), read()
+            assert (outcome, after & 0xFFC0) == (DONE, flushing)
+            assert out.all()
     finally:
         change(before)
-    assert (outcome, after & 0xFFC0) == (DONE, flushing)
-    assert out.all()
+
+
+needs_x86 = pytest.mark.skipif(host_target().architecture != "x86_64", reason="sets x86's control register")
+
+
+@needs_x86
+def test_denormals_are_kept_whatever_the_caller_has_set() -> None:
+    _halve_under_flushing(threads=1, runs=1)
+
+
+@needs_x86
+def test_workers_do_not_inherit_the_mode_in_which_they_start() -> None:
+    """In a process of its own, whose first worker starts under a caller that flushes denormals."""
+    _in_process("from tests.test_runtime_executor import _halve_under_flushing as f; f(2, 20); print('fine')", ["fine"])
+
+
+def _in_process(script: str, lines: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr
 
 
 def test_rebinding_keeps_memory_that_is_large_enough() -> None:
@@ -500,45 +519,6 @@ def test_large_areas_are_whole_and_untouched() -> None:
     last.value = 3
     with pytest.raises(Fail, match="not enough memory"):
         Area(1 << 60)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"rows": [[KERNEL, 1, 0, 2, 0, 0]]}, "kernel"),
-        ({"rows": [[KERNEL, 0, 0, 3, 0, 0]]}, "word of tiles"),
-        ({"rows": [[JUMP, 9]]}, "target of a jump"),
-        ({"rows": [[JUMP, -1]]}, "target of a jump"),
-        ({"rows": [[JUMP_IF_ZERO, 1, 1]]}, "tested slot"),
-        ({"rows": [[LOAD_SLOT, 0, 3, 0]]}, "loaded word"),
-        ({"rows": [[LOAD_SLOT, 0, 0, 3]]}, "kind of number"),
-        ({"rows": [[5]]}, "row kind"),
-        ({"rows": [[EVALUATE, 0, 1, 0, 0, 0, 0, 0, 0]]}, "range of code"),
-        ({"code": [[7, 0, 0, 0]]}, "operation"),
-        ({"code": [[ADD, 0, 0, 1]]}, "operand slot"),
-        ({"moves": [[3, 0]]}, "moved word"),
-        ({"io_addresses": [[0, 2, 0, -1]]}, "base"),
-        ({"io_addresses": [[0, 1, 0, -2]]}, "address slot"),
-        ({"checks": [[1, 0, 0]]}, "checked slot"),
-    ],
-)
-def test_programs_that_point_outside_are_refused(change: dict[str, list[list[int]]], what: str) -> None:
-    writer = one_kernel(Fill(), 1)
-    writer.load()
-    for name, value in change.items():
-        setattr(writer, name, value)
-    with pytest.raises(InvalidArgument, match=f"names a {what} that"):
-        writer.load()
-
-
-def test_numbers_of_kernels_weights_and_threads_are_checked() -> None:
-    writer = one_kernel(Fill(), 1)
-    with pytest.raises(InvalidArgument, match="number of kernels"):
-        LoadedProgram(writer.program(), [], [], None)
-    with pytest.raises(InvalidArgument, match="number of weights"):
-        LoadedProgram(writer.program(), [address(Fill())], [8], None)
-    with pytest.raises(InvalidArgument, match="number of threads"):
-        writer.context(0)
 
 
 def test_workers_beyond_the_budget_never_spin() -> None:
@@ -623,8 +603,4 @@ print("fine")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_forked_children_get_their_own_workers_and_exit_in_peace() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False,
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-    )  # fmt: skip
-    assert (done.returncode, done.stdout.splitlines()) == (0, ["left: []", "fine", "left: []"]), done.stderr
+    _in_process(FORK, ["left: []", "fine", "left: []"])

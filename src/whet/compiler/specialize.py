@@ -53,6 +53,7 @@ class Specializer:
     def __init__(self, model: Model, limits: Limits) -> None:
         self._model = model
         self._limits = limits
+        self.inputs = tuple(model.graph.inputs)
         self.structural = structural_inputs(model.graph)
         self.needs_extents = any(True for node in model.graph.all_nodes() if any(True for _ in node.subgraphs()))
         """Whether specializations are made for fixed extents, because a branch or loop may depend on them."""
@@ -71,6 +72,7 @@ class Specializer:
             changed |= _name_extents(value, index, symbols, free, None if shapes is None else shapes[index])
         for index, array in values.items():
             _fix(graph.inputs[index], array)
+        changed |= _forget(graph, set(symbols))
         if changed:
             PassDriver(model, self._limits).run(SETTLE)
         _check(graph)
@@ -111,6 +113,27 @@ def _name_extents(
             dims.append(symbol(name))
     value.type = TensorType(kind.dtype, tuple(dims), kind.sparse)
     return tuple(dims) != kind.shape
+
+
+def _forget(graph: Graph, symbols: set[str]) -> bool:
+    """Take out of all types the extents that are written in names that no run sets; whether there were any."""
+
+    def foreign(dim: Dim) -> bool:
+        return isinstance(dim, Expr) and not dim.names() <= symbols
+
+    found = False
+    for inner in graph.all_graphs():
+        own_inputs = () if inner is graph else inner.inputs
+        for value in (*own_inputs, *(v for node in inner for v in node.outputs)):
+            kind = value.type
+            if isinstance(kind, TensorType) and kind.shape is not None and any(map(foreign, kind.shape)):
+                dims = tuple(None if foreign(d) else d for d in kind.shape)
+                value.type = TensorType(kind.dtype, dims, kind.sparse)
+                found = True
+            if value.symbolic is not None and any(map(foreign, value.symbolic)):
+                value.symbolic = None
+                found = True
+    return found
 
 
 def _fix(value: Value, array: Array) -> None:

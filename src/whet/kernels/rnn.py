@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -203,6 +203,7 @@ class _Steps:
         """Load the states and lengths of the sequences from `first` on."""
         k = self.k
         self.first = first
+        zero = k.constant(self.spec.dtype, 0.0, self.layout.lanes)
         with k.loop(self.spec.rows) as row:
             sequence = self._sequence(row)
             end = self.steps
@@ -211,27 +212,25 @@ class _Steps:
                 self.frame.fail_if((end < 0) | (end > self.steps), BAD_VALUE, sequence)
             self.ends.store(end, row)
             for name, state in self.states.items():
-                to = state + row * self.layout.padded
-                if name not in self.initial:
-                    zero = k.constant(self.spec.dtype, 0.0, self.layout.lanes)
-                    self._along(lambda at, keep, to=to, zero=zero: to.store(zero, at))
-                    continue
-                source, stride = self.initial[name]
-                source = source + sequence * stride
-                self._along(lambda at, keep, to=to, source=source: to.store(self._load(source, at, keep), at))
+                given = self.initial.get(name)
+                for at, keep in self._vectors():
+                    value = zero if given is None else self._load(given[0] + sequence * given[1], at, keep)
+                    (state + row * self.layout.padded).store(value, at)
 
     def _sequence(self, row: Value) -> Value:
         """The sequence of a row: rows past the batch's end repeat its last one, and write the same again."""
         return minimum(self.first + row, self.batch - 1)
 
-    def _along(self, body: Callable[[Operand, Value | None], None]) -> None:
-        """A loop over the vectors of a row of `hidden` elements: where each starts, and a mask if it is not whole."""
+    def _vectors(self) -> Iterator[tuple[Operand, Value | None]]:
+        """The vectors of a row of `hidden` elements, the whole ones in a loop: where each starts, and a mask for one
+        that is not whole."""
         lanes, hidden = self.layout.lanes, self.spec.hidden
         whole = hidden // lanes * lanes
-        with self.k.loop(whole, step=lanes) as at:
-            body(at, None)
+        if whole:
+            with self.k.loop(whole, step=lanes) as at:
+                yield at, None
         if whole < hidden:
-            body(whole, self.k.constant_vector(BOOL, [whole + i < hidden for i in range(lanes)]))
+            yield whole, self.k.constant_vector(BOOL, [whole + i < hidden for i in range(lanes)])
 
     def _load(self, row: Pointer, at: Operand, keep: Value | None) -> Value:
         return row.load(at, self.layout.lanes) if keep is None else row.load_masked(keep, at)
@@ -247,21 +246,24 @@ class _Steps:
         k, spec = self.k, self.spec
         self._multiply(0, self.states["h"])
         if self.reset is not None:
-            with k.loop(spec.rows) as row:
-                with k.when(step < self.ends.load(row)):
-                    gates = self._gates(step, row)
-                    self._along(_Row(self, row, gates).reset_hidden)
+            with k.loop(spec.rows) as row, k.when(step < self.ends.load(row)):
+                sequence = _Row(self, row, self._gates(step, row))
+                for at, keep in self._vectors():
+                    sequence.reset_hidden(at, keep)
             self._multiply(1, self.reset)
+        zero = k.constant(spec.dtype, 0.0, self.layout.lanes)
         with k.loop(spec.rows) as row:
             end = self.ends.load(row)
             with k.when(step < end):
                 y = self._y(end - 1 - step if spec.reverse else step, row)
-                self._along(_Row(self, row, self._gates(step, row), y).cell)
+                sequence = _Row(self, row, self._gates(step, row), y)
+                for at, keep in self._vectors():
+                    sequence.cell(at, keep)
             with k.otherwise():
                 y = self._y(step, row)
                 if y is not None:
-                    zero = k.constant(spec.dtype, 0.0, self.layout.lanes)
-                    self._along(lambda at, keep, y=y: self._store(y, zero, at, keep))
+                    for at, keep in self._vectors():
+                        self._store(y, zero, at, keep)
 
     def _gates(self, step: Value, row: Value) -> Pointer:
         """The inputs' share of a row's gates in a step that its sequence has."""
@@ -300,11 +302,8 @@ class _Steps:
             for name, (to, stride) in self.last.items():
                 target = to + self._sequence(row) * stride
                 state = self.states[name] + row * self.layout.padded
-                self._along(
-                    lambda at, keep, target=target, state=state: self._store(
-                        target, state.load(at, self.layout.lanes), at, keep
-                    )
-                )
+                for at, keep in self._vectors():
+                    self._store(target, state.load(at, self.layout.lanes), at, keep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,11 +186,10 @@ def fixed_power(x: Value, exponent: float) -> Value | None:
         return None
     if exponent == 0:
         return x.like(1)
-    if exponent == 1:
-        return x
-    square = x * x
-    power = {-1: x, -2: square, 2: square, 3: square * x, 4: square * square}[int(exponent)]
-    return 1.0 / power if exponent < 0 else power
+    if exponent < 0:
+        x = 1.0 / x
+    powers = {1: lambda: x, 2: lambda: x * x, 3: lambda: x * x * x, 4: lambda: (x * x) * (x * x)}
+    return powers[abs(int(exponent))]()
 
 
 def float_to_integer(x: Value, dtype: DType) -> Value:
@@ -212,7 +211,9 @@ def round_saturate(x: Value, zero_point: Value) -> Value:
     low, high = integer_range(dtype)
     whole = round_even(x)
     if dtype.bits > 16:
-        wide = convert(convert(whole, INT32), INT64) + convert(zero_point, INT64)
+        # A limit far outside the type, as the sum must not wrap.
+        near = clamp(select(is_nan(whole), 0.0, whole), -(2.0**40), 2.0**40)
+        wide = convert_in_range(near, INT64) + convert(zero_point, INT64)
         return convert(clamp(wide, low, high), dtype)
     zero = convert(zero_point, INT32)
     held = clamp(whole, float(low - high), float(high - low))

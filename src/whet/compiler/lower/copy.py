@@ -18,7 +18,7 @@ BLOCK = 4096
 """Innermost elements per tile."""
 ROWS = 256
 LINE_BYTES = 64
-"""A tile of a transposing copy: as many elements of the target's contiguous dimension, by a cache line of the source's."""
+"""A tile of a transposing copy: ROWS elements of the target's contiguous dimension, by a cache line of the source's."""
 MOST_DIMENSIONS = 8
 """Loop dimensions of a strided copy; more are left to the pointwise kernel."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from whet.compiler.fuse import AnchorTest
-from whet.compiler.lower import conv, matmul, views
+from whet.compiler.lower import attention, conv, matmul, views
 from whet.compiler.lower.pointwise import pointwise_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lower.scalar_table import SCALAR_RULES
@@ -22,6 +22,7 @@ LOWER: dict[str, Rule] = {
     "MatMul": matmul.MATMUL,
     "Gemm": matmul.GEMM,
     "Conv": conv.CONV,
+    "Attention": attention.ATTENTION,
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""
 

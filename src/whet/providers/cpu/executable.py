@@ -17,8 +17,8 @@ from whet.compiler.compile import compile_graph
 from whet.compiler.link import Linked, Linker
 from whet.compiler.lowering import LowerEnv, dtype_of
 from whet.compiler.specialize import Specialized, Specializer
-from whet.errors import Fail, InvalidArgument, RuntimeException, Terminated
-from whet.kernels.base import BAD_VALUE, INDEX_OUT_OF_BOUNDS, STATUS_CODE_BITS
+from whet.errors import Fail, InvalidArgument, NotImplemented, RuntimeException, Terminated
+from whet.kernels.base import BAD_VALUE, EXTENT_MISMATCH, INDEX_OUT_OF_BOUNDS, STATUS_CODE_BITS
 from whet.providers.base import CompileEnv, ProfileEvent, RunState, Subgraph
 from whet.runtime import program as p
 from whet.runtime.context import RunContext
@@ -114,7 +114,17 @@ class CpuExecutable:
         self._free: deque[Context] = deque()
         self._only: Specialization | None = None
         if not self._structural and not self._by_shape:
-            self._only = self._specialize((), {}, None)
+            try:
+                self._only = self._specialize((), {}, None)
+            except NotImplemented:
+                # Something depends on the extents in a way that no expression holds: a program for each shape then.
+                if not self._has_free_extents():
+                    raise
+                self._by_shape = True
+
+    def _has_free_extents(self) -> bool:
+        inputs = self._specializer.inputs
+        return any(not isinstance(dim, int) for value in inputs for dim in value.shape or ())
 
     def _specialize(self, key: Any, values: dict[int, Any], shapes: Any) -> Specialization:
         made = Specialization(self._specializer.specialize(values, shapes), self._lower_env)
@@ -135,7 +145,13 @@ class CpuExecutable:
             if found is not None:
                 self._specializations.move_to_end(key)
                 return found
-        return self._specialize(key, values, shapes)
+        try:
+            return self._specialize(key, values, shapes)
+        except NotImplemented:
+            if shapes is not None or not self._has_free_extents():
+                raise
+            self._by_shape = True
+        return self._specialization(arrays)
 
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
         """The subgraph's outputs, in memory of their own."""
@@ -205,6 +221,8 @@ class CpuExecutable:
         if code == BAD_VALUE:
             return InvalidArgument("an operand holds a value that is not allowed", node=node,
                                    found=f"the element at position {element}")  # fmt: skip
+        if code == EXTENT_MISMATCH:
+            return InvalidArgument("the extents of the operands do not fit", node=node, found=f"an extent of {element}")
         return RuntimeException("a kernel failed", node=node, found=f"status {code} at {element}")
 
 
