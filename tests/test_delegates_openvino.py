@@ -17,6 +17,7 @@ from whet.formats.onnx import from_text, to_proto
 from whet.passes.pipeline import optimize
 from whet.providers.base import Accept, CompileEnv, Refuse, RunState, Subgraph
 from whet.providers.delegates.openvino import PINNED, OpenVINODelegate
+from whet.runtime.cancel import CancelToken
 from whet.runtime.values import Tensor
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
@@ -222,7 +223,7 @@ def test_a_cancelled_run_raises_and_the_next_one_works() -> None:
     assert all(delegate.claim(node, model.graph) == Accept() for node in model.graph)
     part = delegate.compile(Subgraph(model.graph, model, tuple(model.graph)), CompileEnv(intra_op_threads=1))
     x = Tensor.from_numpy(np.ones(3, np.float32))
-    state = RunState(cancel=threading.Event())
+    state = RunState(cancel=CancelToken())
     assert state.cancel is not None
     state.cancel.set()
     with pytest.raises(Terminated):

@@ -330,8 +330,25 @@ def test_refusals_name_operation_and_type() -> None:
     assert supports("sin", (INT32,)) == "sin is not for int32; it is for float32, float64"
     assert supports("frobnicate", (FLOAT32,)) == "no scalar operation frobnicate"
     assert supports("add", (FLOAT16, FLOAT16)) is not None
+    assert supports("add", (FLOAT32, FLOAT64)) == "add is not for float32, float64 together"
+    assert supports("where", (BOOL, INT8, INT16)) is not None
+    assert supports("quantize", (FLOAT32, FLOAT32, INT64)) is not None
     assert supports("cast", (FLOAT16,)) is None
     assert supports("constant", ()) is None
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fixed_exponents_of_integers(target: Target) -> None:
+    x = np.arange(1, COUNT + 1).astype(np.uint8)
+    runs = []
+    for exponent in (0.5, 3.0, 5.0, -1.0):
+        tape = Tape((UINT8,), (Step("pow", UINT8, (0,), (exponent,)),), (1,))
+        words = {"in0": x, "out0": np.zeros_like(x), "n0": COUNT, "block": COUNT}
+        runs.append(Run(Pointwise(tape, 1, ((1,),), ((1,),)), words, 1))
+    assert run_kernels(target, runs) == [0] * 4
+    wide = x.astype(np.int64)
+    for run, want in zip(runs, (np.sqrt(wide), wide**3, wide**5, wide == 1), strict=True):
+        np.testing.assert_array_equal(run.words["out0"], want.astype(np.uint8))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -17,6 +17,7 @@ from whet.graph import Graph, Node, TensorData, Value
 from whet.ops.evaluate import evaluate_node
 from whet.providers.base import CompileEnv, RunState, Subgraph
 from whet.providers.reference import ReferenceExecutionProvider
+from whet.runtime.cancel import CancelToken
 from whet.runtime.values import Tensor
 
 INT_MIN = {t: np.iinfo(t).min for t in (np.int8, np.int16, np.int32, np.int64)}
@@ -313,7 +314,7 @@ def executable(graph_text: str) -> Any:
 def test_endless_loop_stops_on_terminate_and_on_the_deadline() -> None:
     run = executable(ENDLESS)
     inputs = [Tensor.from_numpy(np.ones(2, np.float32))]
-    cancel = threading.Event()
+    cancel = CancelToken()
     state = RunState(cancel=cancel)
     timer = threading.Timer(0.2, cancel.set)
     timer.start()

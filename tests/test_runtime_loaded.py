@@ -1,12 +1,15 @@
-"""What a program must fulfil before the native executor, which looks at nothing, gets it."""
+"""What a program must fulfil before the native executor, which looks at nothing, gets it; and its memory."""
 
 from __future__ import annotations
+
+import ctypes
 
 import pytest
 
 from tests.runtime_programs import Fill, address, one_kernel
-from whet.errors import InvalidArgument
+from whet.errors import Fail, InvalidArgument
 from whet.runtime.loaded import LoadedProgram
+from whet.runtime.memory import Area
 from whet.runtime.program import ADD, EVALUATE, JUMP, JUMP_IF_ZERO, KERNEL, LOAD_SLOT
 
 
@@ -47,3 +50,12 @@ def test_numbers_of_kernels_weights_and_threads_are_checked() -> None:
         LoadedProgram(writer.program(), [address(Fill())], [8], None)
     with pytest.raises(InvalidArgument, match="number of threads"):
         writer.context(0)
+
+
+def test_large_areas_are_whole_and_untouched() -> None:
+    area = Area(1 << 31)
+    last = ctypes.c_int64.from_address(area.address + area.nbytes - 8)
+    assert last.value == 0
+    last.value = 3
+    with pytest.raises(Fail, match="not enough memory"):
+        Area(1 << 60)

@@ -31,6 +31,8 @@ class Blueprint:
     codes: tuple[KernelCode, ...]
     weights: tuple[Weight, ...]
     steps: tuple[Step, ...]
+    input_dims: tuple[tuple[int, ...], ...]
+    """The slots of each input's extents."""
     output_dims: tuple[tuple[int, ...], ...]
     """The slots of each output's extents."""
     lifetimes: Lifetimes
@@ -140,7 +142,8 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blue
         rows.append([p.KERNEL, kernel, first, tiles, int(step.parallel), node])
     lives = lifetimes(lowering.steps)
     size_slots = {b: a.slots.slot(b.elements) for b in lives.root}
-    output_dims = tuple(tuple(a.slots.slot(d) for d in dims) for dims in _output_shapes(lowering))
+    input_dims = tuple(tuple(a.slots.slot(d) for d in shape_of(v)) for v in lowering.graph.inputs)
+    output_dims = tuple(tuple(a.slots.slot(d) for d in shape_of(v)) for v in lowering.graph.outputs)
     checked = [b for b in lives.root if isinstance(b.elements, Expr)]
     checks = [(size_slots[b], 0, LARGEST) for b in checked]
     evaluate = [p.EVALUATE, 0, len(a.slots.code), 0, len(a.moves), 0, len(a.addresses), 0, len(checks)]
@@ -167,6 +170,7 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blue
         codes=tuple(codes[symbol] for symbol in index),
         weights=tuple(lowering.weights),
         steps=tuple(lowering.steps),
+        input_dims=input_dims,
         output_dims=output_dims,
         lifetimes=lives,
         size_slots=size_slots,
@@ -174,10 +178,6 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blue
         check_rows=tuple(checked),
         arena_limit=lowering.env.limits.tensor_bytes,
     )
-
-
-def _output_shapes(lowering: Lowering) -> list[tuple[Known, ...]]:
-    return [shape_of(value) for value in lowering.graph.outputs]
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> p.Table:

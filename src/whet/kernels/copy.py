@@ -153,12 +153,20 @@ class _Squares:
             columns[i].store_masked(of_column & (column_count > i), vector)
 
     def _element_by_element(self, source: Pointer, destination: Pointer, row_count: Value, column_count: Value) -> None:
-        k = self.k
-        with (
-            k.loop(minimum(column_count, self.lanes)) as c,
-            k.loop(minimum(row_count, self.lanes)) as r,
-        ):
-            destination.store(source.load(r * self._source_stride + c), c * self._destination_stride + r)
+        k, n = self.k, self.lanes
+        of, to = self._source_stride, self._destination_stride
+        # A few long rows or columns (the colours of an image) are worth straight code for the long side.
+        with k.when(row_count >= n), k.loop(column_count) as c:
+            found = [(source + c).load(k.index(r) * of) for r in range(n)]
+            for number, element in enumerate(found):
+                (destination + c * to).store(element, number)
+        with k.otherwise():
+            with k.when(column_count >= n), k.loop(row_count) as r:
+                found = [(source + r * of).load(c) for c in range(n)]
+                for number, element in enumerate(found):
+                    (destination + r).store(element, k.index(number) * to)
+            with k.otherwise(), k.loop(column_count) as column, k.loop(row_count) as row:
+                destination.store(source.load(row * of + column), column * to + row)
 
 
 @dataclass(frozen=True)

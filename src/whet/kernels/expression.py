@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from whet.codegen.lang import Function, Value
 from whet.dtypes import DType
 from whet.kernels.scalar_ops import CONSTANT, SCALAR_OPS
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operation: its name in SCALAR_OPS, the type of its result, the values it reads, and fixed numbers."""
-
-    op: str
-    dtype: DType
-    args: tuple[int, ...]
-    numbers: tuple[float | int, ...] = ()
+from whet.kernels.scalar_step import Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +38,6 @@ class Tape:
 def identity(dtype: DType) -> Tape:
     """The tape that gives its only input."""
     return Tape((dtype,), (), (0,))
+
+
+__all__ = ["Step", "Tape", "identity"]

@@ -49,5 +49,3 @@ class Periodic:
                 copy(before - 1 - i, plus(before - 1 - i, length))
             with k.loop(after) as i:
                 copy(plus(before + length, i), plus(before, i))
-
-

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from whet.codegen import vecmath
 from whet.codegen.lang import Value, absolute, ceil, floor, fma, is_nan, round_even, select, sqrt, truncate
 from whet.codegen.vecmath import double, hyperbolic, inverse
+from whet.codegen.vecmath.common import builder
 from whet.dtypes import (
     BFLOAT16,
     BOOL,
@@ -31,8 +32,16 @@ from whet.dtypes import (
 )
 from whet.kernels import scalar_functions as f
 
-if TYPE_CHECKING:
-    from whet.kernels.expression import Step
+
+class Step(Protocol):
+    """What an operation reads of its step: the type of its result and its fixed numbers."""
+
+    @property
+    def dtype(self) -> DType: ...
+
+    @property
+    def numbers(self) -> tuple[float | int, ...]: ...
+
 
 CONSTANT = "constant"
 """The step without arguments that gives numbers[0]."""
@@ -70,11 +79,14 @@ def _numbers(function: Callable[..., Value]) -> Operation:
 
 def _power(step: Step, x: Value, *exponent: Value) -> Value:
     """pow(x, y): the type of x. Without y the exponent is numbers[0]."""
-    if not exponent:
-        number = step.numbers[0]
-        found = f.fixed_power(x, float(number))
-        return found if found is not None else f.power(x, x.like(number))
-    return f.power(*f.spread(x, exponent[0]))
+    if exponent:
+        return f.power(*f.spread(x, exponent[0]))
+    number = float(step.numbers[0])
+    found = f.fixed_power(x, number)
+    if found is not None:
+        return found
+    kind = x.dtype if x.is_float else INT64 if number.is_integer() else FLOAT64
+    return f.power(x, builder(x).constant(kind, number, x.lanes))
 
 
 def _where(step: Step, condition: Value, a: Value, b: Value) -> Value:
@@ -205,6 +217,16 @@ COSTS: dict[str, int] = {name: entry[2] for name, entry in _TABLE.items()}
 """By name: instructions of one operation, about; only good for comparing."""
 
 
+_MIXED: dict[str, Callable[[DType, tuple[DType, ...]], bool]] = {
+    "pow": lambda first, others: all(d in _NUMBERS for d in others),
+    "where": lambda first, others: len(set(others)) <= 1 and all(d in _ALL for d in others),
+    "quantize": lambda first, others: others[:1] in ((), (first,)) and all(d in _QUANTIZED for d in others[1:]),
+    "round_saturate": lambda first, others: all(d in _QUANTIZED for d in others),
+    "dequantize": lambda first, others: all(d in _FLOATS for d in others[:1]) and others[1:] in ((), (first,)),
+}
+"""Whether the other arguments fit the first one, for operations whose arguments may differ in type."""
+
+
 def supports(op: str, dtypes: tuple[DType, ...]) -> str | None:
     """Why an operation on arguments of these types is not in the table; None where it is.
 
@@ -214,8 +236,11 @@ def supports(op: str, dtypes: tuple[DType, ...]) -> str | None:
         return None
     if op not in _TABLE:
         return f"no scalar operation {op}"
+    if not dtypes:
+        return f"{op} takes arguments"
+    first, others = dtypes[0], dtypes[1:]
     allowed = _TABLE[op][1]
-    if dtypes and dtypes[0] not in allowed:
-        return f"{op} is not for {dtypes[0]}; it is for {', '.join(sorted(d.name for d in allowed))}"
-    wrong = next((d for d in dtypes[1:] if d not in _ALL), None)
-    return None if wrong is None else f"{op} is not for {wrong}"
+    if first not in allowed:
+        return f"{op} is not for {first}; it is for {', '.join(sorted(d.name for d in allowed))}"
+    fit = _MIXED[op](first, others) if op in _MIXED else all(d is first for d in others)
+    return None if fit else f"{op} is not for {', '.join(d.name for d in dtypes)} together"

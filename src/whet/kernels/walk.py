@@ -34,7 +34,7 @@ def store(pointer: Pointer, value: Value, offset: Operand, mask: Value | None = 
     if mask is None:
         pointer.store(stored, offset)
     elif mask.name.startswith("<i1 true, i1 false"):
-        # LLVM 20 writes too many bytes where it narrows elements and one lane of a constant mask is true.
+        # LLVM 22 writes too many bytes where it narrows elements and one lane of a constant mask is true.
         pointer.store(stored.lane(0), offset)
     else:
         pointer.store_masked(mask, stored, offset)

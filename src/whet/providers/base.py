@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from whet.config import DEFAULT_LIMITS, Limits
 from whet.errors import Terminated
 from whet.graph import Graph, Model, Node, Value
 from whet.passes.base import Pass
+from whet.runtime.cancel import CancelToken
 from whet.runtime.values import RuntimeValue
 
 
@@ -50,7 +50,7 @@ class CompileEnv:
 class RunState:
     """What one run owns: its cancel flag, deadline and, when profiling, its events."""
 
-    cancel: threading.Event | None = None
+    cancel: CancelToken | None = None
     """Set by another thread to stop the run; None when nobody can."""
     deadline: float | None = None
     """`time.monotonic()` seconds after which the run stops, or None."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import operator
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from whet.errors import InvalidArgument, NotImplemented, did_you_mean
 from whet.ops.custom import CustomOp
 from whet.providers.base import Level
+from whet.runtime.cancel import CancelToken
 from whet.session.config_keys import check_run_key, check_session_key
 from whet.session.ortvalue import OrtValue
 
@@ -233,7 +233,7 @@ class RunOptions(_CheckedAttributes):
         self.log_verbosity_level = 0
         self.logid = ""
         self.only_execute_path_to_fetches = False
-        self._cancel = threading.Event()
+        self._cancel = CancelToken()
         self._config: dict[str, str] = {}
 
     @property

@@ -25,7 +25,7 @@ from whet.compiler.lowering import Lowering, dtype_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, dense_strides, hint, product
-from whet.dtypes import BOOL
+from whet.dtypes import BOOL, DType
 from whet.graph import Node, Value
 from whet.graph.dims import Known, ceil_div
 from whet.kernels.expression import Tape
@@ -106,6 +106,16 @@ def reduce_to(
 
     with written(ctx, result, order, fits) as out:
         emit_reduce(ctx, x, axes, own(out), layout, what)
+
+
+def reduce_view(ctx: Lowering, x: View, axes: Sequence[int], what: Reduction, element: DType) -> View:
+    """The reduction of `x` over `axes`, which stay as extents of 1, in new memory."""
+    kept = [axis for axis in range(x.rank) if axis not in axes]
+    x, layout = _laid_out(ctx, x, kept, axes)
+    shape = [1 if axis in axes else extent for axis, extent in enumerate(x.shape)]
+    out = ctx.temporary(element, shape, loop_order(x), f"{what.kind} of {x.buffer.label}")
+    emit_reduce(ctx, x, axes, _without(out, axes), layout, what)
+    return out
 
 
 def emit_reduce(ctx: Lowering, x: View, axes: Sequence[int], out: View, layout: Layout, what: Reduction) -> None:

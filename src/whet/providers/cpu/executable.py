@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from whet.compiler.compile import compile_graph
 from whet.compiler.link import Linked, Linker
 from whet.compiler.lowering import LowerEnv, dtype_of
 from whet.compiler.specialize import Specialized, Specializer
+from whet.compiler.weights import Array
 from whet.errors import Fail, InvalidArgument, NotImplemented, RuntimeException, Terminated
 from whet.kernels.base import BAD_VALUE, EXTENT_MISMATCH, INDEX_OUT_OF_BOUNDS, STATUS_CODE_BITS
-from whet.providers.base import CompileEnv, ProfileEvent, RunState, Subgraph
+from whet.providers.base import CompileEnv, RunState, Subgraph
+from whet.providers.cpu.profile import step_events
 from whet.runtime import program as p
 from whet.runtime.context import RunContext
 from whet.runtime.cores import core_budget
@@ -50,6 +53,8 @@ class Specialization:
         self.sources = specialized.sources
         linked, self.link_report = _linker.link(self.blueprint.codes, env.target)
         self._linked: list[Linked] = linked
+        self.input_names = tuple(v.name for v in specialized.graph.inputs)
+        self.output_names = tuple(v.name for v in specialized.graph.outputs)
         self.dtypes = tuple(dtype_of(v) for v in specialized.graph.outputs)
         self._lock = threading.Lock()
         self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
@@ -90,13 +95,14 @@ class Specialization:
 class Context:
     """A run context with what Python remembers of its last run."""
 
-    __slots__ = ("native", "plan", "shapes", "symbols")
+    __slots__ = ("native", "outputs", "plan", "symbols")
 
     def __init__(self, native: RunContext, plan: Plan) -> None:
         self.native = native
         self.plan = plan
         self.symbols: tuple[int, ...] | None = None
-        self.shapes: list[tuple[int, ...]] = []
+        self.outputs: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
+        """Shape and numpy type of each output."""
 
 
 class CpuExecutable:
@@ -155,45 +161,51 @@ class CpuExecutable:
 
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
         """The subgraph's outputs, in memory of their own."""
-        arrays = [_plain(value) for value in inputs]
-        specialization = self._specialization(arrays)
+        arrays, dtypes = self._run([_plain(value) for value in inputs], state)
+        return [Tensor.from_numpy(a, dtype) for a, dtype in zip(arrays, dtypes, strict=True)]
+
+    def run_plain(self, arrays: Sequence[Array]) -> list[Array]:
+        """The outputs for inputs that are in C order, native and aligned; the shortest way from Python."""
+        return self._run(arrays, None)[0]
+
+    def _run(self, arrays: Sequence[Array], state: RunState | None) -> tuple[list[Array], tuple[DType, ...]]:
+        specialization = self._only or self._specialization(arrays)
         symbols = tuple([arrays[i].shape[axis] for i, axis in specialization.sources])
-        context = self._context(specialization, symbols)
+        plan = specialization.static_plan or specialization.plan(symbols)
+        context = self._take(plan)
+        if context.symbols != symbols:
+            self._prepare(context, specialization, symbols, arrays)
         try:
-            outputs = [
-                np.empty(shape, dtype.numpy)
-                for shape, dtype in zip(context.shapes, specialization.dtypes, strict=True)
-            ]
-            outcome = context.native.run(
-                [a.__array_interface__["data"][0] for a in arrays],
-                [a.__array_interface__["data"][0] for a in outputs],
-            )
-            if outcome != p.DONE:
+            outputs = [np.empty(shape, dtype) for shape, dtype in context.outputs]
+            native = context.native
+            addresses = [a.__array_interface__["data"][0] for a in arrays]
+            results = [a.__array_interface__["data"][0] for a in outputs]
+            if state is None or (state.cancel is None and state.deadline is None and state.events is None):
+                outcome = native.run(addresses, results)
+            else:
+                outcome = self._watched(context, addresses, results, state)
+            if outcome:
                 raise self._failure(context, outcome, state)
         finally:
             self._free.append(context)
-        return [Tensor.from_numpy(a, dtype) for a, dtype in zip(outputs, specialization.dtypes, strict=True)]
+        return outputs, specialization.dtypes
 
-    def _context(self, specialization: Specialization, symbols: tuple[int, ...]) -> Context:
-        """A free context that is prepared for a run with these extents."""
-        plan = specialization.plan(symbols)
-        context = self._take(plan)
-        if context.symbols == symbols and context.plan is plan:
-            return context
-        if context.native.prepare(symbols) != p.DONE:
-            # An extent that shrinks where others grow: the class's largest run is not this class's largest memory.
-            plan = specialization.plan(symbols, exact=True)
-            context.native.rebind(plan.loaded)
-            context.plan = plan
-            if context.native.prepare(symbols) != p.DONE:
-                raise Fail("a program does not fit the extents that it was planned for", found=symbols)
-        context.symbols = symbols
-        context.shapes = [
-            tuple(context.native.slot(slot) for slot in dims) for dims in plan.blueprint.output_dims
-        ]
-        return context
+    def _watched(self, context: Context, inputs: list[int], outputs: list[int], state: RunState) -> int:
+        """A run that can be stopped or that is recorded."""
+        native, program = context.native, context.plan.loaded.program
+        deadline = 0 if state.deadline is None else int(state.deadline * 1e9)
+        stamps = None if state.events is None else np.zeros((len(program.rows), 3), np.int64)
+        if state.cancel is None:
+            outcome = native.run(inputs, outputs, deadline, stamps)
+        else:
+            with state.cancel.watched(native.cancel_address):
+                outcome = native.run(inputs, outputs, deadline, stamps)
+        if stamps is not None and state.events is not None:
+            state.events.extend(step_events(context.plan.blueprint, program, stamps, native))
+        return outcome
 
     def _take(self, plan: Plan) -> Context:
+        """A free context, bound to `plan`."""
         try:
             context = self._free.pop()
         except IndexError:
@@ -203,9 +215,42 @@ class CpuExecutable:
             context.plan, context.symbols = plan, None
         return context
 
-    def _failure(self, context: Context, outcome: int, state: RunState) -> Exception:
+    def _prepare(
+        self, context: Context, specialization: Specialization, symbols: tuple[int, ...], arrays: Sequence[Array]
+    ) -> None:
+        """Evaluate a context's slots for these extents, on another plan where its own does not fit them."""
+        if context.native.prepare(symbols) != p.DONE:
+            # An extent that shrinks where others grow: the class's largest run is not this class's largest memory.
+            plan = specialization.plan(symbols, exact=True)
+            context.native.rebind(plan.loaded)
+            context.plan = plan
+            if context.native.prepare(symbols) != p.DONE:
+                raise Fail("a program does not fit the extents that it was planned for", found=symbols)
+        blueprint = context.plan.blueprint
+        for index, dims in enumerate(blueprint.input_dims):
+            expected = tuple(context.native.slot(slot) for slot in dims)
+            if arrays[index].shape != expected:
+                raise InvalidArgument(
+                    "an input's shape does not agree with the other inputs'",
+                    value=specialization.input_names[index], found=arrays[index].shape, expected=expected,
+                )  # fmt: skip
+        shapes = (tuple(context.native.slot(slot) for slot in dims) for dims in blueprint.output_dims)
+        outputs = [(shape, dtype.numpy) for shape, dtype in zip(shapes, specialization.dtypes, strict=True)]
+        limit = self._env.limits.tensor_bytes
+        for name, (shape, dtype) in zip(specialization.output_names, outputs, strict=True):
+            if math.prod(shape) * dtype.itemsize > limit:
+                raise ResourceExhausted(
+                    "the result would be larger than the limit", value=name,
+                    found=f"{math.prod(shape) * dtype.itemsize} bytes", expected=f"at most {limit} bytes",
+                    hint="Raise Limits.tensor_bytes if this is meant.",
+                )  # fmt: skip
+        context.symbols = symbols
+        context.outputs = outputs
+
+    def _failure(self, context: Context, outcome: int, state: RunState | None) -> Exception:
         if outcome in (p.CANCELLED, p.LATE):
-            state.check()
+            if state is not None:
+                state.check()
             return Terminated("the run was stopped")
         if outcome != p.KERNEL_FAILED:
             return Fail("the native executor refused a program", found=outcome)
@@ -230,9 +275,7 @@ def _plain(value: RuntimeValue) -> Any:
     """The value's array in C order, native and aligned."""
     assert isinstance(value, Tensor)
     array = value.numpy()
-    if not array.flags.carray and not array.flags.c_contiguous or not array.flags.aligned:
+    if not (array.flags.c_contiguous and array.flags.aligned):
         array = np.array(array, order="C")
     return array
 
-
-__all__ = ["CpuExecutable", "ProfileEvent"]

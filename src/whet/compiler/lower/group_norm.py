@@ -1,0 +1,124 @@
+"""GroupNormalization and InstanceNormalization, channels-last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whet.compiler.fuse import Group
+from whet.compiler.lower.along import WORK, behind, loop_order, loops, takes_scalars, tile_for, written
+from whet.compiler.lower.copy import relayout
+from whet.compiler.lower.matmul import same_whole
+from whet.compiler.lower.norm import floats_refusal
+from whet.compiler.lower.rule import Rule
+from whet.compiler.lowering import Lowering
+from whet.compiler.step import Word, address
+from whet.compiler.tape import computed
+from whet.compiler.views import View, hint, product
+from whet.graph import Node
+from whet.graph.dims import Known, ceil_div, maximum
+from whet.kernels.accumulate import SLOTS
+from whet.kernels.group_norm import GroupNormApply, GroupNormCombine, GroupNormParts
+
+BLOCKS = 32
+"""Blocks that an image's statistics are gathered in, at most."""
+
+
+def refusal(node: Node) -> str | None:
+    """Why a norm of groups of channels cannot be lowered, or None."""
+    reason = floats_refusal(node)
+    if reason is not None:
+        return reason
+    shape = node.output.shape or ()
+    if len(shape) < 2:
+        return "it has no channels"
+    channels = shape[1]
+    for value in node.inputs[1:]:
+        own = value.shape if value is not None else None
+        if own is None or len(own) != 1:
+            return "scale and bias are no vectors"
+        if isinstance(own[0], int) and isinstance(channels, int) and own[0] != channels:
+            return "scale and bias have not one number a channel"
+    groups = node.int_attr("num_groups", 1)
+    if groups < 1 or (isinstance(channels, int) and channels % groups):
+        return "the channels cannot be divided among the groups"
+    return None
+
+
+def takes_group(node: Node, group: Group) -> bool:
+    """Whether the norm can do the group's work on its results."""
+    return refusal(node) is None and takes_scalars(node, group)
+
+
+def lower_group_norm(ctx: Lowering, node: Node, group: Group | None) -> None:
+    source, scale_value, bias_value = node.inputs[:3]
+    assert source is not None
+    assert scale_value is not None
+    assert bias_value is not None
+    x, scale, bias = ctx.view(source), _vector(ctx, ctx.view(scale_value)), _vector(ctx, ctx.view(bias_value))
+    order = channels_last(x.rank)
+    if pixel_stride(x) is None:
+        x = relayout(ctx, x, order)
+    result, epilogue, ops = behind(ctx, node, group)
+    batch, channels = x.shape[0], x.shape[1]
+    spatial, x_row = _pixels(x)
+    element = computed(x.element)
+    groups: Known = channels if node.op == "InstanceNormalization" else node.int_attr("num_groups", 1)
+    epsilon = node.float_attr("epsilon", 1e-5)
+    wide = SLOTS * ctx.target.lanes(element)
+    column_tile = min(-(-hint(channels) // wide) * wide, 8 * wide)
+    block = maximum(ceil_div(spatial, BLOCKS), max(1, WORK // column_tile))
+    blocks = ceil_div(spatial, block)
+    parts = ctx.temporary(element, (batch, blocks, 2, channels), label="statistics of blocks")
+    extents: dict[str, Word] = {"batch": batch, "spatial": spatial, "channels": channels, "groups": groups}
+    source_words: dict[str, Word] = {"x": address(x), "x_batch": x.strides[0], "x_row": x_row}
+    ctx.emit(
+        GroupNormParts(x.element),
+        {**extents, **source_words, "parts": address(parts), "block": block, "tile": column_tile},
+        batch * blocks * ceil_div(channels, column_tile), [x], [parts], flops=x.size * 4, ops=ops,
+    )  # fmt: skip
+    coefficients = ctx.temporary(element, (batch, 2, channels), label="coefficients of channels")
+    group_tile = 1 if isinstance(groups, int) and groups <= 64 else 64
+    ctx.emit(
+        GroupNormCombine(x.element, epsilon, scale.element),
+        {**extents, "parts": address(parts), "coefficients": address(coefficients), "scale": address(scale),
+         "block": block, "tile": group_tile},
+        batch * ceil_div(groups, group_tile), [parts, scale], [coefficients], ops=ops,
+    )  # fmt: skip
+    with written(ctx, result, order, lambda view: pixel_stride(view) is not None) as out:
+        tile = tile_for(channels)
+        words: dict[str, Word] = {
+            **extents, **source_words, "out": address(out), "coefficients": address(coefficients),
+            "bias": address(bias), "out_batch": out.strides[0], "out_row": _pixels(out)[1], "tile": tile,
+        }  # fmt: skip
+        ctx.emit(
+            GroupNormApply(x.element, out.element, bias.element, epilogue),
+            words, batch * ceil_div(spatial, tile), [x, coefficients, bias], [out],
+            flops=x.size * 2, in_place=[(x, out)] if same_whole(x, out) else [], ops=ops,
+        )  # fmt: skip
+
+
+def channels_last(rank: int) -> Sequence[int]:
+    """The order in memory with channels innermost."""
+    return (0, *range(2, rank), 1)
+
+
+def pixel_stride(view: View) -> Known | None:
+    """The stride from one pixel to the next where pixels of an image are one loop and channels neighbours, else None."""
+    if not view.unit(1):
+        return None
+    dims = loops(view.shape, [view.strides], range(2, view.rank))
+    return dims[0][1][0] if len(dims) == 1 else None
+
+
+def _pixels(view: View) -> tuple[Known, Known]:
+    """How many pixels an image has, and the stride between them."""
+    stride = pixel_stride(view)
+    assert stride is not None
+    return product(view.shape[2:]), stride
+
+
+def _vector(ctx: Lowering, view: View) -> View:
+    return view if view.unit(0) else relayout(ctx, view)
+
+
+GROUP_NORM = Rule(lower_group_norm, refusal)

@@ -1,0 +1,145 @@
+"""Pooling over windows, channels-last."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from whet.compiler.fuse import Group
+from whet.compiler.lower.along import WORK, behind, takes_scalars, written
+from whet.compiler.lower.copy import relayout
+from whet.compiler.lower.pointwise import tensor_refusal
+from whet.compiler.lower.rule import Rule
+from whet.compiler.lowering import Lowering, dtype_of, shape_of
+from whet.compiler.step import Word, address
+from whet.compiler.views import View, hint, product
+from whet.graph import Node
+from whet.graph.dims import Dim, ceil_div
+from whet.kernels.pool import Pool, Window
+
+KINDS: dict[str, Literal["max", "average", "lp"]] = {"MaxPool": "max", "AveragePool": "average", "LpPool": "lp"}
+
+
+def refusal(node: Node) -> str | None:
+    """Why a pooling cannot be lowered, or None."""
+    reason = tensor_refusal(node)
+    if reason is not None:
+        return reason
+    element = dtype_of(node.output)
+    if element.kind != "float" and (node.op != "MaxPool" or not element.is_integer):
+        return f"no {node.op} of {element}"
+    source = node.inputs[0]
+    shape = source.shape if source is not None else None
+    if shape is None or len(shape) < 3:
+        return "it has no spatial axis"
+    space = len(shape) - 2
+    kernel = node.ints_attr("kernel_shape")
+    strides, dilations = node.ints_attr("strides", (1,) * space), node.ints_attr("dilations", (1,) * space)
+    pads = node.ints_attr("pads", (0,) * (2 * space))
+    if (len(kernel), len(strides), len(dilations), len(pads)) != (space, space, space, 2 * space):
+        return "an attribute has the wrong length"
+    if min(*kernel, *strides, *dilations) < 1 or min(pads) < 0:
+        return "a window attribute is out of range"
+    if node.op == "LpPool" and node.int_attr("p", 2) < 1:
+        return "p is less than 1"
+    mode = node.str_attr("auto_pad", "NOTSET")
+    for axis, extent in enumerate(shape[2:]):
+        reason = _extent_refusal(node, extent, kernel[axis], strides[axis], dilations[axis], pads[axis + space], mode)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _extent_refusal(
+    node: Node, extent: Dim, size: int, stride: int, dilation: int, after: int, mode: str
+) -> str | None:
+    """Why windows along an axis need its extent before the program is made, or None."""
+    if isinstance(extent, int):
+        return None
+    if mode in ("SAME_UPPER", "SAME_LOWER") and stride > 1:
+        return "its padding depends on an extent that is known at run"
+    reach = dilation * (size - 1) + 1
+    if mode == "NOTSET" and node.int_attr("ceil_mode", 0) and after + stride > reach:
+        return "its last window depends on an extent that is known at run"
+    return None
+
+
+def takes_group(node: Node, group: Group) -> bool:
+    """Whether the pooling can do the group's work on its results."""
+    return refusal(node) is None and takes_scalars(node, group)
+
+
+def lower_pool(ctx: Lowering, node: Node, group: Group | None) -> None:
+    source = node.inputs[0]
+    assert source is not None
+    x = ctx.view(source)
+    order = (0, *range(2, x.rank), 1)
+    if not x.unit(1):
+        x = relayout(ctx, x, order)
+    indices = node.outputs[1] if len(node.outputs) > 1 and node.outputs[1].use_count else None
+    result, epilogue, ops = behind(ctx, node, group)
+    windows = _windows(node, x)
+    spec = Pool(
+        kind=KINDS[node.op],
+        dtype=x.element,
+        out=dtype_of(result),
+        windows=windows,
+        count_include_pad=node.op == "AveragePool" and node.int_attr("count_include_pad", 0) != 0,
+        p=node.int_attr("p", 2),
+        indices=indices is not None,
+        storage_order=1 if node.int_attr("storage_order", 0) else 0,
+        epilogue=epilogue,
+    )
+    with written(ctx, result, order, lambda view: view.unit(1)) as out:
+        if indices is None:
+            _emit(ctx, spec, x, out, None, ops)
+            return
+        same = out.strides
+        with written(ctx, indices, order, lambda view: view.strides == same) as places:
+            if places.strides != same:
+                dense = ctx.temporary(out.element, out.shape, order, result.name)
+                raise ctx.refuse(f"positions and values lie differently: {dense.strides}")
+            _emit(ctx, spec, x, out, places, ops)
+
+
+def _emit(ctx: Lowering, spec: Pool, x: View, out: View, indices: View | None, ops: str) -> None:
+    channels = x.shape[1]
+    taps = product(window.size for window in spec.windows)
+    tile = max(1, WORK // max(1, hint(channels * taps)))
+    words: dict[str, Word] = {
+        "x": address(x), "out": address(out), "batch": x.shape[0], "channels": channels, "tile": tile,
+        "x_batch": x.strides[0], "out_batch": out.strides[0],
+    }  # fmt: skip
+    for i in range(len(spec.windows)):
+        words[f"input{i}"], words[f"output{i}"] = x.shape[2 + i], out.shape[2 + i]
+        words[f"x_space{i}"], words[f"out_space{i}"] = x.strides[2 + i], out.strides[2 + i]
+    writes = [out]
+    if indices is not None:
+        words["indices"] = address(indices)
+        writes.append(indices)
+    tiles = x.shape[0] * product(out.shape[2:-1]) * ceil_div(out.shape[-1], tile)
+    ctx.emit(spec, words, tiles, [x], writes, flops=out.size * taps, ops=ops)
+
+
+def _windows(node: Node, x: View) -> tuple[Window, ...]:
+    space = x.rank - 2
+    kernel = node.ints_attr("kernel_shape")
+    strides, dilations = node.ints_attr("strides", (1,) * space), node.ints_attr("dilations", (1,) * space)
+    pads = node.ints_attr("pads", (0,) * (2 * space))
+    mode = node.str_attr("auto_pad", "NOTSET")
+    outputs = shape_of(node.output)[2:]
+    result = []
+    for i in range(space):
+        before, after = (pads[i], pads[i + space]) if mode == "NOTSET" else (0, 0)
+        if mode in ("SAME_UPPER", "SAME_LOWER"):
+            reach = (kernel[i] - 1) * dilations[i] + 1
+            # With a stride of 1 this is a number for every extent.
+            total = (outputs[i] - 1) * strides[i] + reach - x.shape[2 + i]
+            assert isinstance(total, int), "the padding is not known"
+            small = max(total, 0) // 2
+            large = max(total, 0) - small
+            before, after = (small, large) if mode == "SAME_UPPER" else (large, small)
+        result.append(Window(kernel[i], strides[i], dilations[i], before, after))
+    return tuple(result)
+
+
+POOL = Rule(lower_pool, refusal)
