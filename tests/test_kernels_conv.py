@@ -13,8 +13,8 @@ import pytest
 
 from tests.codegen_tools import TARGETS
 from tests.kernel_tools import Run, run_kernels
-from tests.test_kernels_gemm import BIAS_RELU, RESIDUAL, random, unused
-from whet.codegen.target import Target
+from tests.test_kernels_gemm import BIAS_RELU, RESIDUAL, guarded, random, unused
+from whet.codegen.target import Target, host_target
 from whet.kernels.conv import Conv, Convolution, Window, pack_conv_weights
 from whet.kernels.im2col import ConvIm2col
 from whet.kernels.tile import Epilogue
@@ -141,6 +141,8 @@ def prepare(target: Target, case: Case, rng: np.random.Generator, layout: str, n
         words["e0"] = residual = random(rng, case.images, *extents, all_outputs)
         words |= {"e0_s": all_outputs, "e0_n": residual[0].size}
         exact = exact + residual
+    if target.runs_on(host_target()):
+        words["x"] = guarded(words["x"], front=number % 4 < 2)
     run = Run(spec, words, spec.tiles(target, prod(extents), case.images), calls=2)
     return Prepared(run, output, exact, bound, case)
 

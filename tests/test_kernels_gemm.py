@@ -211,31 +211,34 @@ def test_chosen_tiles_fit_the_registers() -> None:
         assert panels >= 1
 
 
-@pytest.mark.skipif(host_target().architecture != "x86_64", reason="compares with this machine's own code")
-def test_nothing_outside_the_operands_is_touched() -> None:
-    target = AVX512 if AVX512.runs_on(host_target()) else AVX2
+@pytest.mark.parametrize("target", TARGETS[:2])
+@pytest.mark.parametrize("front", [False, True], ids=["behind", "before"])
+def test_nothing_outside_the_operands_is_touched(target: Target, front: bool) -> None:
+    if not target.runs_on(host_target()):
+        pytest.skip("guard pages are this process's own")
     rng = np.random.default_rng(6)
     nr = target.lanes(FLOAT32)
     m, n, k = 5, nr + 3, 7
     for packed in (True, False):
         spec = Gemm(mr=4, nv=1, m_block=4, panels=2, b_packed=packed, epilogue=BIAS_RELU)
         a, b = random(rng, m, k), random(rng, k, n)
-        pages = [guarded(x) for x in (a, pack_b(b, nr) if packed else b, unused(m, n), random(rng, n))]
-        a_end, b_end, c_end, bias_end = (array for array, _ in pages)
-        words = {"a": a_end, "b": b_end, "c": c_end, "e0": bias_end, "m": m, "n": n, "k": k, "lda": k, "ldc": n}
+        arrays = (a, pack_b(b, nr) if packed else b, unused(m, n), random(rng, n))
+        guarded_a, guarded_b, c, bias = (guarded(x, front) for x in arrays)
+        words = {"a": guarded_a, "b": guarded_b, "c": c, "e0": bias, "m": m, "n": n, "k": k, "lda": k, "ldc": n}
         words |= {} if packed else {"ldb": n}
         assert run_kernel(target, spec, words, spec.tiles(target, m, n)) == 0
-        check(c_end, a, b, packed, np.maximum(a.astype(np.float64) @ b + bias_end, 0))
+        check(c, a, b, packed, np.maximum(a.astype(np.float64) @ b + bias, 0))
 
 
-def guarded(array: Array) -> tuple[Array, mmap.mmap]:
-    """A copy that ends where memory ends: reading or writing behind it ends the process."""
+def guarded(array: Array, front: bool = False) -> Array:
+    """A copy that ends (`front`: begins) where memory does: touching what is beyond ends the process."""
     page = mmap.PAGESIZE
     size = -(-array.nbytes // page) * page
-    memory = mmap.mmap(-1, size + page)
-    room = np.frombuffer(memory, np.uint8)
-    c_library = ctypes.CDLL(None, use_errno=True)
-    assert c_library.mprotect(ctypes.c_void_p(room.ctypes.data + size), ctypes.c_size_t(page), 0) == 0
-    copy = room[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    room = np.frombuffer(mmap.mmap(-1, size + 2 * page), np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for start in (0, page + size):
+        assert protect(ctypes.c_void_p(room.ctypes.data + start), ctypes.c_size_t(page), 0) == 0
+    first = page if front else page + size - array.nbytes
+    copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
-    return copy, memory
+    return copy

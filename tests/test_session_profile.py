@@ -27,7 +27,7 @@ def profiled(folder: Path) -> whet.InferenceSession:
     options = whet.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "trace_")
-    return whet.InferenceSession(model(GRAPH), options)
+    return whet.InferenceSession(model(GRAPH), options, providers=["ReferenceExecutionProvider"])
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

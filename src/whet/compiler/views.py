@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from whet.dtypes import DType
-from whet.graph.dims import Expr, Known, exact_div
+from whet.graph.dims import Expr, Known, exact_div, minimum
 
 Place = Literal["arena", "input", "output", "weight"]
 
@@ -80,7 +80,10 @@ class View:
         missing = len(shape) - self.rank
         strides: list[Known] = [0] * missing
         for own, wanted, stride in zip(self.shape, shape[missing:], self.strides, strict=True):
-            strides.append(0 if own == 1 and wanted != 1 else stride)
+            if own == wanted or own == 1:
+                strides.append(0 if own != wanted else stride)
+            else:
+                strides.append(stride * is_not_one(own))
         return replace(self, shape=tuple(shape), strides=tuple(strides))
 
     def is_dense(self) -> bool:
@@ -100,6 +103,11 @@ class View:
         if strides is None:
             return None
         return replace(self, shape=tuple(shape), strides=strides)
+
+
+def is_not_one(extent: Known) -> Known:
+    """0 where the extent is 1, and 1 where it is not."""
+    return minimum((extent - 1) * (extent - 1), 1)
 
 
 def product(extents: Iterable[Known]) -> Known:

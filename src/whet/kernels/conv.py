@@ -19,7 +19,7 @@ from whet.codegen.lang import Function, Operand, Pointer, Value, broadcast, mini
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, INT64, UINT64, DType
 from whet.kernels.base import Frame
-from whet.kernels.gemm import pack_b
+from whet.kernels.gemm import choose_tile, even_block, pack_b
 from whet.kernels.tile import (
     Epilogue,
     Finish,
@@ -312,6 +312,32 @@ class Conv(Convolution):
                     sums.add_products(taps.rows(tap, row, count), b, self.channels)
 
             product.multiply(block, add_products)
+
+
+def choose_conv_tile(
+    target: Target, window: Window, channels: int, outputs: int, pixels: int | None, gathered: bool = False,
+    dtype: DType = FLOAT32,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """(mr, nv, m_block, panels) for a convolution of a group's `channels` to `outputs`; `pixels` None: many.
+
+    `gathered`: for `ConvIm2col`.
+    """
+    depth = window.taps * channels
+    mr, nv, _, panels = choose_tile(target, pixels, outputs, depth, dtype)
+    # What is prepared for a block of pixels stays in half of L1: addresses of taps, or patches.
+    prepared = depth * dtype.bits // 8 if gathered else window.taps * 8
+    most = max(1, min(_MOST_ROW_TILES, target.l1_bytes // 2 // (prepared * mr)))
+    m_block = even_block(pixels or mr * most, mr, most)
+    width = nv * target.lanes(dtype)
+    all_panels = -(-outputs // width)
+    # It must serve enough outputs to be worth its time.
+    needed = all_panels if gathered else -(-_WORTHWHILE // (channels * width))
+    return mr, nv, m_block, min(max(panels, needed), all_panels)
+
+
+_MOST_ROW_TILES = 8
+_WORTHWHILE = 4096
+"""Multiplications to make with an address of a pixel's tap before it is computed again."""
 
 
 def pack_conv_weights(weights: Array, groups: int, width: int, channels_first: bool = False) -> Array:

@@ -273,9 +273,7 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     return room[start : start + count].view(dtype).reshape(shape)
 
 
-def choose_tile(
-    target: Target, m: int | None, n: int, k: int, dtype: DType = FLOAT32, threads: int = 1
-) -> tuple[int, int, int, int]:
+def choose_tile(target: Target, m: int | None, n: int, k: int, dtype: DType = FLOAT32) -> tuple[int, int, int, int]:
     """(mr, nv, m_block, panels) for a product of these extents; `m` None: many."""
     lanes = target.lanes(dtype)
     rows = m or 10**4
@@ -287,11 +285,16 @@ def choose_tile(
 
     mr, nv = min(_shapes(target, dtype, rows), key=lambda shape: cost(*shape))
     most = max(1, min(_MOST_ROW_TILES, target.l2_bytes // 2 // (mr * max(k, 1) * dtype.bits // 8)))
-    blocks = -(-rows // (most * mr))
-    m_block = min(rows, -(-rows // (blocks * mr)) * mr)
+    m_block = even_block(rows, mr, most)
     width = nv * lanes
     panels = max(1, min(-(-n // width), round(_TILE_PRODUCTS / (m_block * max(k, 1) * width))))
     return mr, nv, m_block, panels
+
+
+def even_block(rows: int, mr: int, most: int) -> int:
+    """Rows of a block, at most `most` tiles of `mr`, so that the blocks of `rows` are about equal."""
+    blocks = -(-rows // (most * mr))
+    return min(rows, -(-rows // (blocks * mr)) * mr)
 
 
 _MOST_ROW_TILES = 8

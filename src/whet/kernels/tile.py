@@ -271,7 +271,10 @@ class Finish:
     def store(self, sums: Totals, to: Target) -> None:
         """Do the epilogue to the sums and write them; columns beyond the matrix are not touched."""
         k, tile = self.k, sums.tile
-        if isinstance(to.columns, Value):
+        if isinstance(to.columns, Value) and not self._is_straight(tile) and k.target.has("avx512f"):
+            # Masks cost nothing here: one long epilogue serves both.
+            self.store_part(sums, to)
+        elif isinstance(to.columns, Value):
             with k.when(to.columns >= tile.width):
                 self.store_whole(sums, to)
             with k.otherwise():
@@ -303,7 +306,7 @@ class Finish:
         tile = sums.tile
         # Masks of AVX-512 have registers of their own; elsewhere a masked access is many instructions.
         costly_masks = masks[0] is not None and not self.k.target.has("avx512f")
-        if costly_masks or self._cost() * tile.vectors > _STRAIGHT_STEPS:
+        if costly_masks or not self._is_straight(tile):
             self._store_rows(sums, to, masks, tile.rows)
             return
         for i, row in enumerate(sums.totals()):
@@ -341,11 +344,10 @@ class Finish:
         else:
             to.start.store_masked(mask, result, offset)
 
-    def _cost(self) -> int:
-        """About how many instructions the epilogue takes for a vector."""
-        if self.epilogue is None:
-            return 1
-        return sum(COSTS.get(step.op, 1) for step in self.epilogue.tape.steps)
+    def _is_straight(self, tile: Tile) -> bool:
+        """Whether the epilogue is short enough to be written out for every row."""
+        steps = () if self.epilogue is None else self.epilogue.tape.steps
+        return sum(COSTS.get(step.op, 1) for step in steps) * tile.vectors <= _STRAIGHT_STEPS
 
 
 def finish(frame: Frame, tile: Tile, epilogue: Epilogue | None, stride_name: str = "ldc") -> Finish:

@@ -18,6 +18,7 @@ from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder, computed, scalar_constant
 from whet.compiler.views import View
+from whet.compiler.weights import Array
 from whet.dtypes import BOOL, FLOAT32, FLOAT64, DType
 from whet.graph import Node, Value
 from whet.kernels.lrn import Lrn
@@ -81,15 +82,16 @@ def _coefficients(ctx: Lowering, node: Node, operands: Sequence[Value], wide: DT
     known = [d for d in data if d is not None]
     if len(known) == len(data):
 
-        def made() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+        def made() -> tuple[Array, Array]:
             scale, bias, mean, variance = (d.numpy().astype(wide.numpy) for d in known)
             factor = scale / np.sqrt(variance + wide.numpy.type(epsilon))
             return factor, bias - mean * factor
 
         key = ("batch norm", wide.name, epsilon, *(d.digest() for d in known))
         size = known[0].size
-        buffers = [ctx.weight((*key, i), lambda i=i: made()[i], wide) for i in range(2)]  # type: ignore[misc]
-        return View(buffers[0], (size,), (1,)), View(buffers[1], (size,), (1,))
+        factors = ctx.weight((*key, "factor"), lambda: made()[0], wide)
+        offsets = ctx.weight((*key, "offset"), lambda: made()[1], wide)
+        return View(factors, (size,), (1,)), View(offsets, (size,), (1,))
     views = [ctx.view(v) for v in operands]
     tape = TapeBuilder([v.element for v in views])
     scale, bias, mean, variance = (tape.cast(i, wide) for i in range(4))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from whet.compiler.lower.copy import copy
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
-from whet.compiler.views import View
+from whet.compiler.views import View, is_not_one
 from whet.errors import InvalidArgument
 from whet.graph import Node, Value
 from whet.graph.dims import Known
@@ -33,6 +33,15 @@ def demand_same(ctx: Lowering, a: Sequence[Known], b: Sequence[Known], what: str
     """See to it that two shapes of one rank are equal."""
     for one, other in zip(a, b, strict=True):
         demand(ctx, "equal", one, other, what)
+
+
+def broadcast(ctx: Lowering, view: View, shape: Sequence[Known]) -> View:
+    """The view repeated to `shape`; where only a run can tell whether an extent is 1 or fits, the program checks it."""
+    missing = len(shape) - view.rank
+    for own, wanted in zip(view.shape, shape[missing:], strict=True):
+        if own not in (1, wanted):
+            demand(ctx, "equal", own, is_not_one(own) * (wanted - 1) + 1, "the extents do not broadcast")
+    return view.broadcast(shape)
 
 
 def need(node: Node, index: int) -> Value:

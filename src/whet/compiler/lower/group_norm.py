@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whet.compiler.fuse import Group
-from whet.compiler.lower.along import WORK, behind, loop_order, loops, takes_scalars, tile_for, written
+from whet.compiler.lower.along import WORK, behind, loops, takes_scalars, tile_for, written
 from whet.compiler.lower.copy import relayout
 from whet.compiler.lower.matmul import same_whole
 from whet.compiler.lower.norm import floats_refusal
@@ -103,7 +103,7 @@ def channels_last(rank: int) -> Sequence[int]:
 
 
 def pixel_stride(view: View) -> Known | None:
-    """The stride from one pixel to the next where pixels of an image are one loop and channels neighbours, else None."""
+    """The stride between pixels where an image's pixels are one loop and its channels neighbours, else None."""
     if not view.unit(1):
         return None
     dims = loops(view.shape, [view.strides], range(2, view.rank))

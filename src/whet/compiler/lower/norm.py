@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Literal
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.along import behind, grid, loop_order, loop_words, loops, takes_scalars, tile_for, written
@@ -176,7 +177,7 @@ def emit_norm(ctx: Lowering, node: Node, what: Rows) -> None:
     """
     rows, vectors, axis = what.rows, what.vectors, what.axis
     x, out = rows["x"], rows["out"]
-    kind = "rms" if node.op in RMS else "layer"
+    kind: Literal["layer", "rms"] = "rms" if node.op in RMS else "layer"
     length = product(x.shape[axis:])
     views = list(rows.values())
     names = list(rows)

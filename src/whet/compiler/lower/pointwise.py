@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import relayout
+from whet.compiler.lower.demand import broadcast
 from whet.compiler.lower.scalar_table import SCALAR_RULES
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
@@ -37,6 +38,8 @@ IN_MEMORY = frozenset(
     {FLOAT32, FLOAT64, FLOAT16, BFLOAT16, INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64, BOOL}
 )
 """Element types that kernels load and store."""
+ONLY_FIRST = frozenset({"CastLike", "Dropout"})
+"""Operators that read no element of their other operands, whose shapes may be any."""
 MAX_RANK = 8
 BLOCK = 4096
 """Innermost elements per tile."""
@@ -57,7 +60,8 @@ def group_tape(group: Group, *, anchored: bool = False) -> GroupTape:
 
     Inputs and outputs have the element types of memory; what is between is computed in the types of registers.
     """
-    outside = [v for v in group.inputs if scalar_constant(v) is None]
+    read = {v for node in group.nodes for v in (node.inputs[:1] if node.op in ONLY_FIRST else node.inputs)}
+    outside = [v for v in group.inputs if v in read and scalar_constant(v) is None]
     first = [computed(dtype_of(group.anchor.output))] if anchored and group.anchor is not None else []
     builder = TapeBuilder([*first, *(dtype_of(v) for v in outside)])
     at: dict[Value, int] = {}
@@ -71,7 +75,7 @@ def group_tape(group: Group, *, anchored: bool = False) -> GroupTape:
         if number is not None:
             at[value] = builder.constant(number, computed(dtype_of(value)))
     for node in group.nodes:
-        arguments = [None if v is None else at[v] for v in node.inputs]
+        arguments = [None if v is None else at.get(v) for v in node.inputs]
         at[node.output] = SCALAR_RULES[node.op].build(builder, node, arguments)
     root = builder.cast(at[group.root], dtype_of(group.root))
     return GroupTape(builder.tape(root), tuple(outside))
@@ -128,7 +132,7 @@ def lower_group(ctx: Lowering, group: Group) -> None:
 def emit_tape(ctx: Lowering, tape: Tape, sources: Sequence[View], result: Value, *, ops: str = "") -> View:
     """Emit `tape` over views that broadcast to the shape of `result`, which is given memory."""
     shape = shape_of(result)
-    views = [v.broadcast(shape) for v in sources]
+    views = [broadcast(ctx, v, shape) for v in sources]
     out = ctx.new(result, preferred_order(views, shape))
     emit_pointwise(ctx, tape, views, [out], ops=ops)
     return out
@@ -144,9 +148,7 @@ def preferred_order(views: Sequence[View], shape: Sequence[Known]) -> tuple[int,
     return None if best is None else memory_order(best)
 
 
-def emit_pointwise(
-    ctx: Lowering, tape: Tape, views: Sequence[View], outputs: Sequence[View], *, ops: str = ""
-) -> None:
+def emit_pointwise(ctx: Lowering, tape: Tape, views: Sequence[View], outputs: Sequence[View], *, ops: str = "") -> None:
     """Emit the step of `tape` over views of one shape (repeated dimensions have stride 0)."""
     out = outputs[0]
     order = [axis for axis in memory_order(out) if out.shape[axis] != 1]

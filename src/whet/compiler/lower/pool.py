@@ -6,7 +6,7 @@ from typing import Literal
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.along import WORK, behind, takes_scalars, written
-from whet.compiler.lower.copy import relayout
+from whet.compiler.lower.copy import copy, relayout
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
@@ -89,16 +89,19 @@ def lower_pool(ctx: Lowering, node: Node, group: Group | None) -> None:
         storage_order=1 if node.int_attr("storage_order", 0) else 0,
         epilogue=epilogue,
     )
-    with written(ctx, result, order, lambda view: view.unit(1)) as out:
-        if indices is None:
+    if indices is None:
+        with written(ctx, result, order, lambda view: view.unit(1)) as out:
             _emit(ctx, spec, x, out, None, ops)
-            return
-        same = out.strides
-        with written(ctx, indices, order, lambda view: view.strides == same) as places:
-            if places.strides != same:
-                dense = ctx.temporary(out.element, out.shape, order, result.name)
-                raise ctx.refuse(f"positions and values lie differently: {dense.strides}")
-            _emit(ctx, spec, x, out, places, ops)
+        return
+    places = [ctx.new(value, order) for value in (result, indices)]
+    # The kernel has one set of strides for values and positions.
+    if all(view.unit(1) for view in places) and places[0].strides == places[1].strides:
+        _emit(ctx, spec, x, places[0], places[1], ops)
+        return
+    made = [ctx.temporary(view.element, view.shape, order) for view in places]
+    _emit(ctx, spec, x, made[0], made[1], ops)
+    for source_view, place in zip(made, places, strict=True):
+        copy(ctx, source_view, place)
 
 
 def _emit(ctx: Lowering, spec: Pool, x: View, out: View, indices: View | None, ops: str) -> None:

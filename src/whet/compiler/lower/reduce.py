@@ -24,10 +24,10 @@ from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder, computed
-from whet.compiler.views import View, dense_strides, hint, product
+from whet.compiler.views import View, hint, product
 from whet.dtypes import BOOL, DType
 from whet.graph import Node, Value
-from whet.graph.dims import Known, ceil_div
+from whet.graph.dims import ceil_div
 from whet.kernels.expression import Tape
 from whet.kernels.extreme import ArgReduce, comparable
 from whet.kernels.reduce import Layout, Reduce, ReduceKind, columns_step
@@ -87,9 +87,7 @@ def lower_reduce(ctx: Lowering, node: Node, group: Group | None) -> None:
     reduce_to(ctx, x, sorted(axes), result, keep, Reduction(KINDS[node.op], None, epilogue, ops))
 
 
-def reduce_to(
-    ctx: Lowering, x: View, axes: Sequence[int], result: Value, keep: bool, what: Reduction
-) -> None:
+def reduce_to(ctx: Lowering, x: View, axes: Sequence[int], result: Value, keep: bool, what: Reduction) -> None:
     """Emit the reduction of `x` over `axes` to `result`, which is given memory."""
     kept = [axis for axis in range(x.rank) if axis not in axes]
     x, layout = _laid_out(ctx, x, kept, axes)

@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 from whet.compiler.fuse import AnchorTest
-from whet.compiler.lower import attention, conv, gather, generate, matmul, movement, scan, views
+from whet.compiler.lower import (
+    attention,
+    channel_norm,
+    conv,
+    gather,
+    generate,
+    group_norm,
+    matmul,
+    movement,
+    norm,
+    pool,
+    reduce,
+    scan,
+    softmax,
+    views,
+)
 from whet.compiler.lower.pointwise import pointwise_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lower.scalar_table import SCALAR_RULES
@@ -44,6 +59,25 @@ LOWER: dict[str, Rule] = {
     "Gemm": matmul.GEMM,
     "Conv": conv.CONV,
     "Attention": attention.ATTENTION,
+    **dict.fromkeys(reduce.KINDS, reduce.REDUCE),
+    "ArgMax": reduce.ARG,
+    "ArgMin": reduce.ARG,
+    "GlobalAveragePool": reduce.GLOBAL_POOL,
+    "GlobalMaxPool": reduce.GLOBAL_POOL,
+    "GlobalLpPool": reduce.GLOBAL_POOL,
+    **dict.fromkeys(softmax.KINDS, softmax.SOFTMAX),
+    "LayerNormalization": norm.NORM,
+    "RMSNormalization": norm.NORM,
+    "SimplifiedLayerNormalization": norm.NORM,
+    "com.microsoft.SkipLayerNormalization": norm.SKIP_NORM,
+    "com.microsoft.SkipSimplifiedLayerNormalization": norm.SKIP_NORM,
+    "GroupNormalization": group_norm.GROUP_NORM,
+    "InstanceNormalization": group_norm.GROUP_NORM,
+    "BatchNormalization": channel_norm.BATCH_NORM,
+    "LpNormalization": channel_norm.LP_NORM,
+    "MeanVarianceNormalization": channel_norm.MEAN_VARIANCE,
+    "LRN": channel_norm.LRN,
+    **dict.fromkeys(pool.KINDS, pool.POOL),
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""
 
@@ -51,6 +85,17 @@ ANCHORS: dict[str, AnchorTest] = {
     "MatMul": matmul.takes_epilogue,
     "Gemm": matmul.takes_epilogue,
     "Conv": conv.takes_epilogue,
+    **dict.fromkeys(reduce.KINDS, reduce.takes_group),
+    **dict.fromkeys(reduce.GLOBAL_KINDS, reduce.takes_global_group),
+    "LayerNormalization": norm.takes_group,
+    "RMSNormalization": norm.takes_group,
+    "SimplifiedLayerNormalization": norm.takes_group,
+    "com.microsoft.SkipLayerNormalization": norm.takes_skip_group,
+    "com.microsoft.SkipSimplifiedLayerNormalization": norm.takes_skip_group,
+    "GroupNormalization": group_norm.takes_group,
+    "InstanceNormalization": group_norm.takes_group,
+    "BatchNormalization": channel_norm.takes_batch_group,
+    **dict.fromkeys(pool.KINDS, pool.takes_group),
 }
 """Operators that can compute a pointwise group on their result before it is stored."""
 

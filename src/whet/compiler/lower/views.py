@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from whet.compiler.fuse import Group
-from whet.compiler.lower.copy import copy, relayout
+from whet.compiler.lower.copy import copy, dense
+from whet.compiler.lower.demand import broadcast, demand, integers, numbers
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, shape_of
-from whet.compiler.views import memory_order
-from whet.graph import Node, Value
+from whet.compiler.views import View, dense_strides, hint, memory_order, product
+from whet.graph import Node
 from whet.graph.dims import Known, maximum, minimum
 
 
@@ -21,9 +20,11 @@ def lower_reshape(ctx: Lowering, node: Node, group: Group | None) -> None:
     view, shape = ctx.view(source), shape_of(node.output)
     result = view.reshape(shape)
     if result is None:
-        result = relayout(ctx, view).reshape(shape)
+        view = dense(ctx, view)
+        result = view.reshape(shape)
     if result is None:
-        raise ctx.refuse(f"no way from {view.shape} to {shape}")
+        demand(ctx, "equal", product(shape), view.size, "the shape has another number of elements")
+        result = View(view.buffer, shape, dense_strides(shape), view.offset, view.dtype)
     ctx.define(node.output, result)
 
 
@@ -38,52 +39,29 @@ def lower_transpose(ctx: Lowering, node: Node, group: Group | None) -> None:
 def lower_expand(ctx: Lowering, node: Node, group: Group | None) -> None:
     source = node.inputs[0]
     assert source is not None
-    ctx.define(node.output, ctx.view(source).broadcast(shape_of(node.output)))
-
-
-def _ints(value: Value | None) -> tuple[int, ...] | None:
-    if value is None or value.data is None:
-        return None
-    return tuple(int(i) for i in value.data.numpy().reshape(-1))
+    ctx.define(node.output, broadcast(ctx, ctx.view(source), shape_of(node.output)))
 
 
 def lower_slice(ctx: Lowering, node: Node, group: Group | None) -> None:
     source = node.inputs[0]
     assert source is not None
     view, shape = ctx.view(source), shape_of(node.output)
-    starts, axes, steps = _elements(node.input(1)), _ints(node.input(3)), _ints(node.input(4))
-    if starts is None:
-        raise ctx.refuse("the starts of a slice are not known")
+    starts, axes, steps = numbers(ctx, node.input(1)), integers(ctx, node.input(3)), integers(ctx, node.input(4))
+    assert starts is not None
     axes = axes if axes is not None else tuple(range(len(starts)))
     steps = steps if steps is not None else (1,) * len(starts)
     for start, axis, step in zip(starts, axes, steps, strict=True):
         axis %= view.rank
-        extent = view.shape[axis]
-        first = clamped_start(start, extent, step)
-        if first is None:
-            raise ctx.refuse(f"the start {start} of a slice over {extent} may lie on either side of 0")
+        first = clamped_start(start, view.shape[axis], step)
         view = view.slice(axis, first, shape[axis], step)
     ctx.define(node.output, view)
 
 
-def clamped_start(start: Known, extent: Known, step: int) -> Known | None:
-    """Where a slice begins, counted from the front; None where extents decide whether that is inside."""
-    if isinstance(start, int):
-        from_front = start if start >= 0 else maximum(extent + start, 0)
-    elif any(c < 0 for c in start.terms.values()):
-        return None
-    else:
-        from_front = start
-    return minimum(from_front, extent if step > 0 else extent - 1)
-
-
-def _elements(value: Value | None) -> Sequence[Known] | None:
-    known = _ints(value)
-    if known is not None or value is None:
-        return known
-    if value.symbolic is None or any(e is None for e in value.symbolic):
-        return None
-    return [e for e in value.symbolic if e is not None]
+def clamped_start(start: Known, extent: Known, step: int) -> Known:
+    """Where a slice begins, counted from the front and inside of the axis, if that is not empty."""
+    # 1 where the start is negative, which counts from the end.
+    negative = minimum(maximum(-start, 0), 1)
+    return maximum(minimum(start + negative * extent, extent if step > 0 else extent - 1), 0)
 
 
 def lower_split(ctx: Lowering, node: Node, group: Group | None) -> None:
@@ -96,21 +74,26 @@ def lower_split(ctx: Lowering, node: Node, group: Group | None) -> None:
         length = shape_of(value)[axis]
         ctx.define(value, view.slice(axis, offset, length))
         offset = offset + length
+    demand(ctx, "equal", offset, view.shape[axis], "the lengths do not add up to the axis")
 
 
 def lower_concat(ctx: Lowering, node: Node, group: Group | None) -> None:
     """Operands that were not written where the result lies are copied there."""
-    first = next(v for v in node.inputs if v is not None)
+    views = [ctx.view(v) for v in node.inputs if v is not None]
+    if len(views) == 1:
+        ctx.define(node.output, views[0])
+        return
     if ctx.has_view(node.output):
         result = ctx.view(node.output)
     else:
-        result = ctx.new(node.output, memory_order(ctx.view(first)))
+        result = ctx.new(node.output, memory_order(max(views, key=lambda view: hint(view.size))))
     axis = node.int_attr("axis", 0) % result.rank
     offset: Known = 0
-    for value in node.inputs:
-        assert value is not None
-        view = ctx.view(value)
+    for view in views:
         length = view.shape[axis]
+        for other, extent in enumerate(view.shape):
+            if other != axis:
+                demand(ctx, "equal", extent, result.shape[other], "the extents differ")
         place = result.slice(axis, offset, length)
         if not (view.buffer is place.buffer and view.offset == place.offset and view.strides == place.strides):
             copy(ctx, view, place)
