@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first seed; continue a stopped run with its last one")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--share", type=int, default=5, help="level all and the saved model for every n-th seed")
+    parser.add_argument("--cpu", action="store_true", help="check the CPU provider instead of the levels")
     parser.add_argument("--fixtures", type=Path, default=FIXTURES, help="where shrunk failures are written")
     parser.add_argument("--no-shrink", action="store_true", help="only report failures")
     parser.add_argument("--stop-after", type=int, default=0, help="stop after this many failures (0: never)")
@@ -27,7 +28,7 @@ def main() -> int:
     began = last = time.monotonic()
     seeds = range(options.start, options.start + options.count)
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=2000) as pool:
-        tasks = ((seed, options.share, write) for seed in seeds)
+        tasks = ((seed, options.share, write, options.cpu) for seed in seeds)
         for done, (seed, outcome, lines) in enumerate(pool.imap(work, tasks, chunksize=4), 1):
             counts[outcome] += 1
             if lines:

@@ -23,6 +23,9 @@ LEVELS = {
     "all": whet.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 ALL_STAGES = ("float64", *LEVELS, "saved")
+"""The passes: every level on the reference provider, and what is saved."""
+CPU_STAGES = {"cpu disabled": "disabled", "cpu": "all"}
+"""The compiler: the CPU provider's stages, by level."""
 
 RELATIVE = 1e-4  # of the output's own range
 ABSOLUTE = 1e-5  # for outputs that are constant but for rounding, which a norm of equal elements amplifies
@@ -69,11 +72,14 @@ def ort_outputs(model: bytes, feeds: Sequence[Feed]) -> list[list[np.ndarray]]:
 
 
 def whet_outputs(model: bytes, feeds: Sequence[Feed], stage: str) -> list[list[np.ndarray] | None]:
-    """Whet's outputs at a level, or of its reference in float64 without optimization."""
+    """Whet's outputs at a level, on the CPU provider, or of its reference in float64 without optimization."""
     options = whet.SessionOptions()
     if stage == "float64":
         options.graph_optimization_level = LEVELS["disabled"]
         providers: list[object] = [("ReferenceExecutionProvider", {"compute_dtype": "float64"})]
+    elif stage in CPU_STAGES:
+        options.graph_optimization_level = LEVELS[CPU_STAGES[stage]]
+        providers = ["CPUExecutionProvider"]
     else:
         options.graph_optimization_level = LEVELS[stage]
         providers = ["ReferenceExecutionProvider"]

@@ -9,17 +9,20 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from .check import ALL_STAGES, Feed, OracleError, check
+from .check import ALL_STAGES, CPU_STAGES, Feed, OracleError, check
 from .generator import generate
 from .shrink import Shrunk, shrink, write_fixture
 
 
-def run_seed(seed: int, share: int, write: Path | None) -> tuple[int, str, list[str]]:
+def run_seed(seed: int, share: int, write: Path | None, cpu: bool = False) -> tuple[int, str, list[str]]:
     """Checks one seed: (seed, "ok" | "refused" | "failed", lines to print).
 
     Level `all` (on the reference provider the same passes as `extended`) and the saved model: every `share`-th seed.
+    With `cpu` the CPU provider's stages instead of the levels.
     """
     stages = [stage for stage in ALL_STAGES if stage not in ("saved", "all") or seed % share == 0]
+    if cpu:
+        stages = ["float64", *CPU_STAGES]
     case = generate(seed)
     try:
         failures = check(case.model, case.feeds, inexact=case.inexact, stages=stages)
@@ -47,7 +50,7 @@ def _operators(small: Shrunk) -> str:
     return " ".join(node.op_type for node in small.model.graph.node)
 
 
-def work(arguments: tuple[int, int, Path | None]) -> tuple[int, str, list[str]]:
+def work(arguments: tuple[int, int, Path | None, bool]) -> tuple[int, str, list[str]]:
     """`run_seed` in a child process, collecting garbage now and then only: the collector takes a sixth of the time."""
     gc.disable()
     if arguments[0] % 64 == 0:

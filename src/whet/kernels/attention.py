@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.codegen.lang import Function, Operand, Pointer, Value, convert, maximum, minimum, reinterpret
 from whet.codegen.target import Target
@@ -133,7 +133,8 @@ class _Words:
         mask = None
         if self.mask is not None:
             mask = self.mask + (batch * s["mask_batch"] + head * s["mask_head"] + row * s["mask_row"])
-        return Head(
+        sink = None if self.sink is None else self.sink.load(head)
+        found = Head(
             q=self.q + (batch * s["q_batch"] + head * s["q_head"] + row * s["q_row"]),
             k=self.k + (batch * s["k_batch"] + key_head * s["k_head"]),
             v=self.v + (batch * s["v_batch"] + key_head * s["v_head"]),
@@ -142,8 +143,9 @@ class _Words:
             rows=rows, first=first, end=end, upper=upper, lower=lower,
             mask=mask, mask_row=s.get("mask_row", k.index(0)), mask_key=s.get("mask_key", k.index(0)),
             scale=self.scale, softcap=spec.softcap,
-            sink=None if self.sink is None else self.sink.load(head),
+            sink=sink,
         )  # fmt: skip
+        return found if sink is None else replace(found, sink=sink * found.unit)
 
 
 def _word(frame: Frame, name: str) -> Value:

@@ -8,6 +8,7 @@ output is transposed back at the end. So no operand is padded, and only the ends
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from whet.codegen.lang import (
@@ -25,7 +26,7 @@ from whet.codegen.lang import (
 )
 from whet.codegen.target import Target
 from whet.dtypes import BOOL, FLOAT32, INT32
-from whet.kernels.attention_parts import MINUS_INFINITY, Head, exponential, finite_maximum, masked
+from whet.kernels.attention_parts import MINUS_INFINITY, Head, finite_maximum, masked
 from whet.kernels.base import Frame
 from whet.kernels.transpose import load_square, transpose
 
@@ -181,16 +182,24 @@ def _start(k: Function, head: Head, memory: PanelMemory) -> None:
 
 
 def _block(panel: _Panel) -> None:
-    _scores(panel)
-    _masks(panel)
-    correction = _weights(panel)
+    top = _scores(panel)
+    if _is_masked(panel.head):
+        _masks(panel)
+        top = _largest(panel)
+    correction = _weights(panel, top)
     _weighted_values(panel, correction)
 
 
-def _scores(panel: _Panel) -> None:
-    """scores[key, query] = sum over d of k[key, d] q[query, d], a tile of keys at a time."""
+def _is_masked(head: Head) -> bool:
+    return head.mask is not None or head.upper is not None or head.lower is not None
+
+
+def _scores(panel: _Panel) -> list[Value]:
+    """scores[key, query] = sum over d of k[key, d] q[query, d], a tile of keys at a time; the largest so far."""
     k, head, memory = panel.k, panel.head, panel.memory
     tile = range(memory.shape.rows)
+    zero = k.constant(FLOAT32, 0.0, panel.lanes)
+    top = k.variables(dict(enumerate(panel.load(panel.maxima))))
     with k.loop(panel.count, step=len(tile), nonempty=True) as first:
         keys = k.variable(head.k + (panel.key + first) * head.k_row)
         stride = k.variable(head.k_row)
@@ -198,7 +207,6 @@ def _scores(panel: _Panel) -> None:
             _copy_last_keys(panel, keys.value, panel.count - first)
             keys.value, stride.value = memory.last_keys, k.index(memory.head)
         rows = [keys.value + stride.value * i for i in tile]
-        zero = k.constant(FLOAT32, 0.0, panel.lanes)
         sums = k.variables({(i, j): zero for i in tile for j in panel.columns})
         with k.loop(memory.head) as d:
             queries = panel.load(panel.queries, d * panel.width)
@@ -206,17 +214,21 @@ def _scores(panel: _Panel) -> None:
                 element = broadcast(rows[i].load(d), panel.lanes)
                 for j in panel.columns:
                     sums[i, j] = fma(element, queries[j], sums[i, j])
+        scores = {at: head.capped(value) for at, value in sums.items()}
         for i in tile:
-            scores = [head.capped(sums[i, j]) for j in panel.columns]
-            panel.store(memory.scores, scores, (first + i) * panel.width)
+            panel.store(memory.scores, [scores[i, j] for j in panel.columns], (first + i) * panel.width)
+        if not _is_masked(head):
+            for j in panel.columns:
+                top[j] = functools.reduce(greater_or_second, [scores[i, j] for i in tile], top[j])
+    return [top[j] for j in panel.columns]
 
 
 def _copy_last_keys(panel: _Panel, keys: Pointer, count: Value) -> None:
-    """Fewer keys than a tile has, to where the rows after them may be read too; what they hold does not matter."""
+    """Fewer keys than a tile has, followed by copies of the last one, to where all of the tile's rows may be read."""
     k, memory, lanes = panel.k, panel.memory, panel.lanes
     whole = memory.head // lanes * lanes
-    with k.loop(count) as i:
-        source, to = keys + i * panel.head.k_row, memory.last_keys + i * memory.head
+    with k.loop(memory.shape.rows) as i:
+        source, to = keys + minimum(i, count - 1) * panel.head.k_row, memory.last_keys + i * memory.head
         with k.loop(whole, step=lanes) as d:
             to.store(source.load(d, lanes), d)
         for left in range(whole, memory.head):
@@ -284,26 +296,30 @@ def _addend(k: Function, mask: Value) -> Value:
     return select(mask, k.constant(FLOAT32, 0.0, mask.lanes), MINUS_INFINITY)
 
 
-def _weights(panel: _Panel) -> list[Value]:
-    """Turn scores into exp(score - maximum) in place, go on with maxima and sums; the factor for what was summed."""
-    k, memory = panel.k, panel.memory
-    scores, columns = memory.scores, panel.columns
-    old = panel.load(panel.maxima)
-    top = k.variables(dict(enumerate(old)))
+def _largest(panel: _Panel) -> list[Value]:
+    """The largest scores so far."""
+    k, scores = panel.k, panel.memory.scores
+    top = k.variables(dict(enumerate(panel.load(panel.maxima))))
     with k.loop(panel.count, nonempty=True) as i:
         for j, score in enumerate(panel.load(scores, i * panel.width)):
             top[j] = greater_or_second(score, top[j])
-    new = [top[j] for j in columns]
-    base = [finite_maximum(t) for t in new]
-    correction = [exponential(o - b) for o, b in zip(old, base, strict=True)]
+    return [top[j] for j in panel.columns]
+
+
+def _weights(panel: _Panel, top: list[Value]) -> list[Value]:
+    """Turn scores into exp(score - maximum) in place, go on with the sums; the factor for what was summed before."""
+    k, head, scores = panel.k, panel.head, panel.memory.scores
+    base = [finite_maximum(t) for t in top]
+    correction = [head.exponential(old - b) for old, b in zip(panel.load(panel.maxima), base, strict=True)]
     total = k.variables({j: s * correction[j] for j, s in enumerate(panel.load(panel.sums))})
     with k.loop(panel.count, nonempty=True) as i:
-        weights = [exponential(s - b) for s, b in zip(panel.load(scores, i * panel.width), base, strict=True)]
+        row = panel.load(scores, i * panel.width)
+        weights = [head.exponential(score - b) for score, b in zip(row, base, strict=True)]
         panel.store(scores, weights, i * panel.width)
-        for j in columns:
+        for j in panel.columns:
             total[j] = total[j] + weights[j]
-    panel.store(panel.maxima, new)
-    panel.store(panel.sums, [total[j] for j in columns])
+    panel.store(panel.maxima, top)
+    panel.store(panel.sums, [total[j] for j in panel.columns])
     return correction
 
 

@@ -20,7 +20,7 @@ from whet.codegen.lang import (
     select,
 )
 from whet.dtypes import BOOL, FLOAT32, INT64
-from whet.kernels.attention_parts import MINUS_INFINITY, Head, exponential, finite_maximum, masked
+from whet.kernels.attention_parts import MINUS_INFINITY, Head, finite_maximum, masked
 from whet.kernels.base import Frame
 
 _BLOCK_KEYS = 256
@@ -88,7 +88,7 @@ def attend_rows(k: Function, head: Head, memory: RowMemory) -> None:
             count = minimum(end - key, _BLOCK_KEYS)
             _scores(k, head, memory, queries, key, count)
             _finish_scores(k, head, memory, row, key, count)
-            correction = _weights(k, memory, count, top, total)
+            correction = _weights(k, head, memory, count, top, total)
             _weighted_values(k, head, memory, values, key, count, correction)
         factor = 1.0 / select(total.value == 0.0, 1.0, total.value)
         for start in values.starts:
@@ -130,7 +130,9 @@ def _finish_scores(k: Function, head: Head, memory: RowMemory, row: Value, key: 
         memory.scores.store(select(keep, score.value, MINUS_INFINITY), i)
 
 
-def _weights(k: Function, memory: RowMemory, count: Value, top: Variable[Value], total: Variable[Value]) -> Value:
+def _weights(
+    k: Function, head: Head, memory: RowMemory, count: Value, top: Variable[Value], total: Variable[Value]
+) -> Value:
     """Turn scores into exp(score - maximum) in place, go on with maximum and sum; the factor for what was summed."""
     lanes, scores = memory.lanes, memory.scores
     tops = k.variable(broadcast(top.value, lanes))
@@ -138,10 +140,10 @@ def _weights(k: Function, memory: RowMemory, count: Value, top: Variable[Value],
         tops.value = greater_or_second(scores.load(i, lanes), tops.value)
     new = reduce(tops.value, greater_or_second)
     base = finite_maximum(new)
-    correction = exponential(top.value - base)
+    correction = head.exponential(top.value - base)
     sums = k.variable(k.constant(FLOAT32, 0.0, lanes))
     with k.loop(count, step=lanes, nonempty=True) as i:
-        weights = exponential(scores.load(i, lanes) - base)
+        weights = head.exponential(scores.load(i, lanes) - base)
         scores.store(weights, i)
         sums.value = sums.value + weights
     top.value = new

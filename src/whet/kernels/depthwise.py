@@ -235,6 +235,16 @@ class _Rows:
         return address.load_masked(prefix_mask(self.k.index(inside), self.lanes))
 
 
+def choose_depthwise_tile(target: Target, window: Window, out_columns: int | None) -> tuple[int, int, int]:
+    """(pixels, rows, vectors) for an output this wide; None: not known."""
+    # Wide windows share more of what they load among neighbours.
+    most = 14 if window.kernel[1] >= 5 and target.vector_registers >= 32 else 8
+    if out_columns is None:
+        return 7, 8, 4
+    lines = -(-out_columns // most)
+    return max(1, -(-out_columns // lines)), 8, 4
+
+
 def _choose(condition: Value, chosen: Pointer, otherwise: Pointer) -> Pointer:
     text = f"select {condition.type_text} {condition.name}, {chosen.type_text} {chosen.name}, "
     return chosen.renamed(chosen.emitter.assign(f"{text}{otherwise.type_text} {otherwise.name}"))

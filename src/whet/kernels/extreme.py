@@ -9,7 +9,7 @@ from typing import Literal
 from whet.codegen.irtypes import integer_range
 from whet.codegen.lang import Function, Operand, Pointer, Value, convert, halves, iota, is_nan, select
 from whet.dtypes import INT32, INT64, DType
-from whet.kernels.accumulate import INFINITY
+from whet.kernels.accumulate import INFINITY, SLOTS
 from whet.kernels.base import Frame
 from whet.kernels.walk import axes, load, over_vectors, store, tiles, times, working
 
@@ -59,31 +59,39 @@ def row_position(k: Function, x: Pointer, length: Operand, order: Order) -> Valu
     lanes = k.target.lanes(dtype)
     counter = INT32 if dtype.bits == 32 else INT64
     # Lanes remember the number of the vector: element numbers could need more than 32 bits.
-    best = k.variable(k.constant(dtype, order.worst(dtype), lanes))
-    vector = k.variable(k.constant(counter, -1, lanes))
+    best = k.variables(dict.fromkeys(range(SLOTS), k.constant(dtype, order.worst(dtype), lanes)))
+    vector = k.variables(dict.fromkeys(range(SLOTS), k.constant(counter, -1, lanes)))
 
-    def body(_: int, i: Operand, mask: Value | None) -> None:
+    def body(slot: int, i: Operand, mask: Value | None) -> None:
         value = convert(load(x, i, lanes, mask), dtype)
         number = convert(k.index(i) / lanes, counter)
-        chosen = order.replaces(value, best.value) | (vector.value == -1)
+        chosen = order.replaces(value, best[slot]) | (vector[slot] == -1)
         if mask is not None:
             chosen = chosen & mask
-        best.value = select(chosen, value, best.value)
-        vector.value = select(chosen, number, vector.value)
+        best[slot] = select(chosen, value, best[slot])
+        vector[slot] = select(chosen, number, vector[slot])
 
-    over_vectors(k, length, lanes, 1, body)
-    wide = convert(vector.value, INT64)
-    position = wide * lanes + iota(wide, INT64)
-    # Lanes that met no element must not win: theirs is the position that loses every tie.
-    position = select(wide < 0, integer_range(INT64)[0 if order.last else 1], position)
-    return _across(best.value, position, order)
+    over_vectors(k, length, lanes, SLOTS, body)
+    found = []
+    for slot in range(SLOTS):
+        wide = convert(vector[slot], INT64)
+        # Lanes that met no element must not win: theirs is the position that loses every tie.
+        position = select(wide < 0, integer_range(INT64)[0 if order.last else 1], wide * lanes + iota(wide, INT64))
+        found.append((best[slot], position))
+    while len(found) > 1:
+        found = [_winner(*a, *b, order) for a, b in zip(found[::2], found[1::2], strict=True)]
+    return _across(*found[0], order)
+
+
+def _winner(a: Value, at_a: Value, b: Value, at_b: Value, order: Order) -> tuple[Value, Value]:
+    wins = order.beats(a, at_a, b, at_b)
+    return select(wins, b, a), select(wins, at_b, at_a)
 
 
 def _across(best: Value, position: Value, order: Order) -> Value:
     while best.lanes > 1:
         (a, b), (at_a, at_b) = halves(best), halves(position)
-        wins = order.beats(a, at_a, b, at_b)
-        best, position = select(wins, b, a), select(wins, at_b, at_a)
+        best, position = _winner(a, at_a, b, at_b, order)
     return position
 
 

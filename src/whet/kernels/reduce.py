@@ -78,6 +78,8 @@ class Reduce:
     def emit(self, frame: Frame) -> None:
         if self.stage == "parts" and self.epilogue is not None:
             raise LanguageError("an epilogue belongs to the stage that finishes", found=self.stage)
+        if self.stage == "combine" and self.prologue is not None:
+            raise LanguageError("a prologue belongs to the stage that reads elements", found=self.stage)
         _Emission(self, frame).emit()
 
 

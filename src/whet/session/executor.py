@@ -55,6 +55,15 @@ class Executor:
             for index, (executable, read, made) in enumerate(parts)
         )
 
+    def only_part(self) -> Executable | None:
+        """The one executable, where it reads the model's inputs and gives its outputs, all in order; else None."""
+        if len(self._steps) != 1 or self._steps[0].inputs != tuple(range(self._input_count)):
+            return None
+        made = self._steps[0].outputs
+        if any(isinstance(o, TensorData) for o in self._outputs) or tuple(self._outputs) != made:
+            return None
+        return self._steps[0].executable
+
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
         """Compute all outputs. Results alias neither inputs nor constants nor each other."""
         values: list[RuntimeValue | None] = [*inputs, *([None] * (self._slot_count - self._input_count))]

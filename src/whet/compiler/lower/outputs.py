@@ -31,8 +31,10 @@ def place_outputs(ctx: Lowering, groups: Mapping[Node, Group]) -> None:
             shape = shape_of(value)
             where = axis % len(shape)
             made = value.producer
+            whole = shape_of(node.output)
+            fits = shape[:where] == whole[:where] and shape[where + 1 :] == whole[where + 1 :]
             if (
-                made is not None and made.op not in VIEWS and value not in placed and value not in seen
+                fits and made is not None and made.op not in VIEWS and value not in placed and value not in seen
                 and not value.graph_outputs and not node.output.graph_outputs
             ):  # fmt: skip
                 ctx.place(value, node.output, where, offset)

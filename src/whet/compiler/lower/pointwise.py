@@ -112,6 +112,10 @@ def pointwise_refusal(node: Node) -> str | None:
         return reason
     if any(v.use_count or v.graph_outputs for v in node.outputs[1:]):
         return "its second output is read"
+    form = SCALAR_RULES[node.op].refusal
+    reason = form(node) if form is not None else None
+    if reason is not None:
+        return reason
     tape = group_tape(single(node)).tape
     for step in tape.steps:
         if step.op != CONSTANT:

@@ -18,6 +18,8 @@ class ScalarRule:
 
     build: Build
     op: str
+    refusal: Callable[[Node], str | None] | None = None
+    """Why a form of the operator is nothing that tapes compute, whatever its types."""
 
 
 def result_type(node: Node) -> DType:
@@ -65,6 +67,14 @@ def _with(op: str, *attributes: tuple[str, float]) -> ScalarRule:
 
 def _identity(tape: TapeBuilder, node: Node, args: Sequence[int | None]) -> int:
     return _args(args)[0]
+
+
+def _training(node: Node) -> str | None:
+    """Why a Dropout may drop elements, or None."""
+    training = node.input(2)
+    if training is None or training.data is not None and not training.data.numpy().any():
+        return None
+    return "it may be in training mode"
 
 
 def _cast(tape: TapeBuilder, node: Node, args: Sequence[int | None]) -> int:
@@ -148,7 +158,7 @@ SCALAR_RULES: dict[str, ScalarRule] = {
     "Cast": ScalarRule(_cast, "cast"),
     "CastLike": ScalarRule(_cast, "cast"),
     "Identity": ScalarRule(_identity, "identity"),
-    "Dropout": ScalarRule(_identity, "identity"),
+    "Dropout": ScalarRule(_identity, "identity", _training),
     "Neg": _plain("neg"),
     "Abs": _plain("abs"),
     "Sign": _plain("sign"),
@@ -195,6 +205,6 @@ SCALAR_RULES: dict[str, ScalarRule] = {
     "BitwiseOr": _plain("bitwise_or"),
     "BitwiseXor": _plain("bitwise_xor"),
     "BitwiseNot": _plain("bitwise_not"),
-    "Shrink": _with("shrink", ("lambd", 0.5), ("bias", 0.0)),
+    "Shrink": _with("shrink", ("bias", 0.0), ("lambd", 0.5)),
 }
 """Operators whose result's element depends on one element of each operand."""

@@ -24,6 +24,7 @@ from whet.kernels.base import BAD_VALUE, EXTENT_MISMATCH, INDEX_OUT_OF_BOUNDS, S
 from whet.providers.base import CompileEnv, RunState, Subgraph
 from whet.providers.cpu.profile import step_events
 from whet.runtime import program as p
+from whet.runtime.addresses import data_address
 from whet.runtime.context import RunContext
 from whet.runtime.cores import core_budget
 from whet.runtime.loaded import LoadedProgram
@@ -178,8 +179,8 @@ class CpuExecutable:
         try:
             outputs = [np.empty(shape, dtype) for shape, dtype in context.outputs]
             native = context.native
-            addresses = [a.__array_interface__["data"][0] for a in arrays]
-            results = [a.__array_interface__["data"][0] for a in outputs]
+            addresses = [data_address(a) for a in arrays]
+            results = [data_address(a) for a in outputs]
             if state is None or (state.cancel is None and state.deadline is None and state.events is None):
                 outcome = native.run(addresses, results)
             else:

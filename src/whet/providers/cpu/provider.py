@@ -11,13 +11,15 @@ from whet.compiler.lower.pointwise import pointwise_refusal
 from whet.compiler.lower.scalar_table import SCALAR_RULES
 from whet.compiler.structural import shape_operands, sources
 from whet.errors import InvalidArgument, NotImplemented, did_you_mean
-from whet.graph import Graph, Node, Value
+from whet.graph import Graph, Node
 from whet.passes.base import Pass
 from whet.providers.base import Accept, Claim, CompileEnv, Executable, Level, Refuse, Subgraph
 from whet.providers.cpu.executable import CpuExecutable
 
 ACCEPTED_OPTIONS: frozenset[str] = frozenset({"use_arena", "arena_extend_strategy"})
 """ONNX Runtime's options of this provider; they change nothing here."""
+
+GRADIENT = "ai.onnx.preview.training.Gradient"
 
 
 class CPUExecutionProvider:
@@ -39,12 +41,14 @@ class CPUExecutionProvider:
             self._unsupported: str | None = None
         except NotImplemented as error:
             self._unsupported = str(error)
-        self._claims: weakref.WeakKeyDictionary[Graph, dict[Value, str | None]] = weakref.WeakKeyDictionary()
+        self._differentiated: weakref.WeakKeyDictionary[Graph, bool] = weakref.WeakKeyDictionary()
 
     def claim(self, node: Node, graph: Graph) -> Claim:
         """Accept what can be lowered once the model's small integers are known; binding for every shape."""
         if self._unsupported is not None:
             return Refuse(self._unsupported)
+        if self._is_differentiated(graph):
+            return Refuse("a Gradient node of the graph needs every node with it")
         if node.op in SCALAR_RULES:
             reason = pointwise_refusal(node)
         elif node.op in LOWER:
@@ -54,6 +58,13 @@ class CPUExecutionProvider:
         if reason is None:
             reason = self._unknown_operand(node)
         return Accept() if reason is None else Refuse(reason)
+
+    def _is_differentiated(self, graph: Graph) -> bool:
+        """Whether a node of the graph names other ones whose derivatives it is."""
+        found = self._differentiated.get(graph)
+        if found is None:
+            found = self._differentiated[graph] = any(n.op == GRADIENT for n in graph)
+        return found
 
     def _unknown_operand(self, node: Node) -> str | None:
         """Why an operand that shapes the result cannot be known before the program is made, or None."""

@@ -1,0 +1,70 @@
+"""The short way through a session: arrays that fit as they are, to a part that takes arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from whet.graph import TensorType, Value
+from whet.runtime.values import Array
+from whet.session.executor import Executor
+
+
+class _TakesArrays(Protocol):
+    def run_plain(self, arrays: Sequence[Array]) -> list[Array]: ...
+
+
+class ShortRun:
+    """Runs a model that is one part from a feed of plain arrays.
+
+    Feeds whose shapes have not been seen in a checked run, or that are anything but C-ordered native arrays of the
+    right types, are left to the session: `run` returns None for them.
+    """
+
+    __slots__ = ("_count", "_inputs", "_run", "_shapes", "output_names")
+
+    def __init__(self, run: Callable[[Sequence[Array]], list[Array]], inputs: Sequence[Value], names: list[str]) -> None:
+        self._run = run
+        self._inputs = tuple(
+            (v.name, v.type.dtype.numpy) for v in inputs if isinstance(v.type, TensorType) and v.type.dtype is not None
+        )
+        self._count = len(self._inputs)
+        self._shapes: tuple[tuple[int, ...], ...] | None = None
+        self.output_names = names
+
+    def run(self, feed: Mapping[str, Any]) -> list[Array] | None:
+        """The outputs, or None where this feed needs the session's checks."""
+        if len(feed) != self._count:
+            return None
+        arrays = []
+        shapes = []
+        for name, dtype in self._inputs:
+            array = feed.get(name)
+            if type(array) is not np.ndarray or array.dtype is not dtype:
+                return None
+            flags = array.flags
+            if not (flags.c_contiguous and flags.aligned):
+                return None
+            arrays.append(array)
+            shapes.append(array.shape)
+        if tuple(shapes) != self._shapes:
+            return None
+        return self._run(arrays)
+
+    def accept(self, feed: Mapping[str, Any]) -> None:
+        """Remember the shapes of a feed that the session has checked and run."""
+        found = [feed.get(name) for name, _ in self._inputs]
+        if all(type(a) is np.ndarray for a in found):
+            self._shapes = tuple(a.shape for a in found if a is not None)
+
+
+def short_run(executor: Executor, inputs: Sequence[Value], names: Sequence[str]) -> ShortRun | None:
+    """The short way through a compiled model, where there is one."""
+    part = executor.only_part()
+    if part is None or not hasattr(part, "run_plain"):
+        return None
+    if not all(isinstance(v.type, TensorType) and v.type.dtype is not None for v in inputs):
+        return None
+    return ShortRun(cast(_TakesArrays, part).run_plain, inputs, list(names))
