@@ -10,6 +10,13 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 import whet
+from whet.codegen.target import host_target
+from whet.compiler.compile import lower_graph
+from whet.compiler.lowering import LowerEnv
+from whet.compiler.specialize import Specializer
+from whet.config import DEFAULT_LIMITS
+from whet.formats.onnx import load_model
+from whet.passes.pipeline import optimize
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -109,3 +116,11 @@ def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: Any) -> 
     if kind.kind in "iu":
         return rng.integers(0 if kind.kind == "u" else -9, 10, shape).astype(kind)
     return rng.standard_normal(shape).astype(kind)
+
+
+def steps(model: bytes) -> list[str]:
+    """What the compiler makes of a model: the tactic of every step."""
+    loaded = load_model(model)
+    optimize(loaded, "all")
+    specialized = Specializer(loaded, DEFAULT_LIMITS).specialize({})
+    return [step.tactic for step in lower_graph(specialized, LowerEnv(host_target())).steps]

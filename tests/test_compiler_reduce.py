@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.compiled_nodes import FLOATS, check, close, compiled, random_array, single_node
+from tests.compiled_nodes import FLOATS, check, close, compiled, random_array, single_node, steps
 from tests.session_models import model as from_text
 
 KINDS = (
@@ -101,6 +101,7 @@ def test_long_reductions_are_shared(shape: tuple[int, ...], axes: tuple[int, ...
     for op in ("ReduceMean", "ReduceLogSumExp", "ReduceL2", "ReduceMax"):
         inputs = {"x": x, "axes": axes_of(*axes)}
         model, feeds = single_node(op, inputs, order=order, constant=["axes"], behind=[("Neg", ["y"])])
+        assert sorted({"reduce parts", "reduce combine"} & set(steps(model))) == ["reduce combine", "reduce parts"]
         results = [compiled(model, threads).run(None, feeds)[0] for threads in (1, 2)]
         np.testing.assert_array_equal(results[0], results[1])
         wide = x.astype(np.float64)
@@ -177,6 +178,7 @@ def test_work_behind_a_reduction_is_part_of_it() -> None:
     inputs = {"x": x, "axes": axes_of(1)}
     behind = [("Sqrt", ["y"]), ("Sigmoid", ["y"])]
     model, feeds = single_node("ReduceSumSquare", inputs, constant=["axes"], behind=behind)
+    assert steps(model) == ["reduce"]
     close(compiled(model).run(None, feeds)[0], 1 / (1 + np.exp(-np.sqrt(np.square(x).sum(1, keepdims=True)))))
 
 

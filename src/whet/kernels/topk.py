@@ -15,6 +15,7 @@ from whet.codegen.lang import (
     broadcast,
     convert,
     iota,
+    maximum,
     minimum,
     reinterpret,
     select,
@@ -137,7 +138,7 @@ class _Row:
                     offer(keys.load(lane), first + lane)
 
         with k.when(self.x_stride == 1):
-            over_vectors(k, length - start, lanes, 1, body)
+            over_vectors(k, maximum(length - start, 0), lanes, 1, body)
         with k.otherwise(), k.loop(length, start=start) as i:
             offer(self.element(i).key, i)
 

@@ -52,7 +52,7 @@ Body = Callable[[int, Operand, Value | None], None]
 def over_vectors(k: Function, count: Operand, lanes: int, slots: int, body: Body) -> None:
     """Do `body` for `count` elements: `slots` vectors a round, then single ones in slot 0, then the masked rest.
 
-    `lanes` and `slots` are powers of two.
+    `lanes` and `slots` are powers of two; `count` is not negative.
     """
     if not isinstance(count, Value):
         _over_known(k, int(count), lanes, slots, body)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from whet.compiler.fuse import Group
-from whet.compiler.lower.copy import cast_copy, copy, dense
-from whet.compiler.lower.demand import demand, demand_same, need
-from whet.compiler.lower.norm import Rows, emit_norm, is_row, row_order, row_vector
 from whet.compiler.lower.along import behind, takes_scalars, written
+from whet.compiler.lower.copy import cast_copy, copy, dense
+from whet.compiler.lower.demand import broadcast, demand, demand_same, need
+from whet.compiler.lower.norm import Rows, emit_norm, is_row, row_order, row_vector
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.reduce import Reduction, reduce_to
 from whet.compiler.lower.rule import Rule
@@ -57,7 +57,7 @@ def takes_group(node: Node, group: Group) -> bool:
 
 
 def _is_read(node: Node, index: int) -> bool:
-    return index < len(node.outputs) and bool(node.outputs[index].use_count or node.outputs[index].graph_outputs)
+    return index < len(node.outputs) and node.outputs[index].use_count > 0
 
 
 def lower_embed(ctx: Lowering, node: Node, group: Group | None) -> None:
@@ -104,7 +104,7 @@ def _sum(ctx: Lowering, node: Node) -> View:
         if index_input == 8:
             # One row of positions may stand for all of the batch.
             demand(ctx, "equal", index.shape[1], ids.shape[1], "position_ids have another extent than input_ids")
-            index = index.broadcast(ids.shape) if index.shape[0] != ids.shape[0] else index
+            index = broadcast(ctx, index, ids.shape)
         else:
             demand_same(ctx, index.shape, ids.shape, f"the indices of {name} have another shape than input_ids")
         words |= {

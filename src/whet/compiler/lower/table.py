@@ -7,6 +7,7 @@ from whet.compiler.lower import (
     attention,
     channel_norm,
     conv,
+    division,
     embed,
     gather,
     generate,
@@ -59,6 +60,8 @@ LOWER: dict[str, Rule] = {
     "MatMul": matmul.MATMUL,
     "Gemm": matmul.GEMM,
     "Conv": conv.CONV,
+    "Div": division.DIVISION,
+    "Mod": division.DIVISION,
     "Attention": attention.ATTENTION,
     **dict.fromkeys(reduce.KINDS, reduce.REDUCE),
     "ArgMax": reduce.ARG,
@@ -105,4 +108,4 @@ ANCHORS: dict[str, AnchorTest] = {
 
 def is_pointwise(node: Node) -> bool:
     """Whether the node is computed element by element."""
-    return node.op in SCALAR_RULES and pointwise_refusal(node) is None
+    return node.op in SCALAR_RULES and pointwise_refusal(node) is None and not division.needs_check(node)
