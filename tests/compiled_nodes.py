@@ -64,9 +64,7 @@ def single_node(
     results = [f"out{i}" for i in range(outputs)]
     nodes.append(helper.make_node(op, names, list(results), domain=domain, **attributes))
     for i, (pointwise, operands) in enumerate(behind):
-        nodes.append(
-            helper.make_node(pointwise, [results[0] if o == "y" else o for o in operands], [f"behind{i}"])
-        )
+        nodes.append(helper.make_node(pointwise, [results[0] if o == "y" else o for o in operands], [f"behind{i}"]))
         results[0] = f"behind{i}"
     shown_results = [helper.make_empty_tensor_value_info(results[i]) for i in (wanted or range(outputs))]
     graph = helper.make_graph(nodes, "graph", declared, shown_results, initializers)

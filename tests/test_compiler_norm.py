@@ -86,7 +86,9 @@ def test_residual_addition_before_a_norm(dtype: Any) -> None:
     for skip_shape in ((2, 5, 70), (1, 5, 70), (5, 70)):
         inputs = {"x": x, "skip": random_array(rng, skip_shape, dtype), **vectors}
         for outputs, wanted in ((1, [0]), (4, [0, 3]), (4, [0, 1, 2, 3])):
-            check(*single_node("SkipLayerNormalization", inputs, outputs=outputs, wanted=wanted, domain="com.microsoft"))
+            check(
+                *single_node("SkipLayerNormalization", inputs, outputs=outputs, wanted=wanted, domain="com.microsoft")
+            )
         simple = {k: inputs[k] for k in ("x", "skip", "gamma", "bias")}
         for outputs, wanted in ((1, [0]), (4, [0, 3]), (4, [0, 2, 3])):
             model, feeds = single_node(
@@ -145,7 +147,9 @@ def test_batch_norm(dtype: Any) -> None:
 
 def test_batch_norm_with_a_residual_behind() -> None:
     rng = np.random.default_rng(10)
-    text = """b (float[2, 6, 5] x, float[2, 6, 5] r, float[6] s, float[6] b, float[6] m, float[6] v) => (float[2, 6, 5] z) {
+    text = """b (
+        float[2, 6, 5] x, float[2, 6, 5] r, float[6] s, float[6] b, float[6] m, float[6] v
+    ) => (float[2, 6, 5] z) {
         y = BatchNormalization (x, s, b, m, v)
         t = Add (y, r)
         z = Relu (t)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from tests.kernel_cases import FLOATS, LENGTHS, Case, check, guarded, placed, po
 from tests.kernel_tools import Array, Run, run_kernel, run_kernels
 from whet.codegen.target import AVX2, AVX512, Target
 from whet.dtypes import FLOAT16, FLOAT32, FLOAT64, DType
+from whet.kernels.expression import Step, Tape
 from whet.kernels.group_norm import GroupNormApply, GroupNormCombine, GroupNormParts
 from whet.kernels.lrn import Lrn
 from whet.kernels.norm import LayerNorm
@@ -108,6 +111,32 @@ def test_residuals_and_statistics(target: Target, kind: str, fixed: bool) -> Non
                 row_case(kind, dtype, x, fixed, skip=True),
                 row_case(kind, dtype, x, fixed, skip=True, total=True, statistics=True),
             ]
+    check(target, cases)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_expressions_behind(target: Target) -> None:
+    """SiLU behind a layer norm and behind a group norm."""
+    rng = np.random.default_rng(11)
+    silu = Tape((FLOAT32,), (Step("silu", FLOAT32, (0,)),), (1,))
+    cases = []
+    for n in (20, 300):
+        for fixed in (False, True):
+            case = row_case("layer", FLOAT32, rng.standard_normal((3, n)), fixed)
+            assert isinstance(case.spec, LayerNorm)
+            case.spec = replace(case.spec, epilogue=silu)
+            v = case.expected["out"]
+            case.expected = {"out": v / (1 + np.exp(-v))}
+            cases.append(case)
+    x, coefficients = placed(rng.standard_normal((6, 70)), FLOAT32), placed(rng.standard_normal((2, 70)), FLOAT32)
+    out = poisoned(x.shape, FLOAT32)
+    words: dict[str, Array | int] = {
+        "x": x, "out": out, "coefficients": coefficients, "batch": 1, "spatial": 6, "channels": 70, "x_batch": 0,
+        "x_row": 70, "out_batch": 0, "out_row": 70, "tile": 4,
+    }  # fmt: skip
+    v = (wide(x) - wide(coefficients[0])) * wide(coefficients[1])
+    expected = {"out": v / (1 + np.exp(-v))}
+    cases.append(Case(GroupNormApply(FLOAT32, FLOAT32, epilogue=silu), words, 2, expected, rtol=1e-5, atol=1e-6))
     check(target, cases)
 
 

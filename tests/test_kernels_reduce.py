@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from tests.kernel_cases import (
 from tests.kernel_tools import Array, run_kernel
 from whet.codegen.target import AVX2, AVX512, Target
 from whet.dtypes import BOOL, FLOAT16, FLOAT32, FLOAT64, INT8, INT32, INT64, UINT8, UINT32, UINT64, DType
+from whet.kernels.expression import Step, Tape
 from whet.kernels.extreme import ArgReduce
 from whet.kernels.reduce import Reduce, ReduceKind
 
@@ -219,24 +220,60 @@ def test_many_axes(target: Target) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_stages(target: Target, kind: ReduceKind) -> None:
-    """Parts of a long row, then their combination, give the result of one stage; the last part may be short."""
+    """Parts of a long row, then their combination, give the result of one stage; the last part may be short or empty."""
     rng = np.random.default_rng(4)
     for dtype in (FLOAT32, FLOAT64, INT32):
         x = placed(values(rng, kind, (1000,), dtype), dtype)
         first = Reduce(kind, dtype, dtype, "rows", stage="parts")
-        parts = poisoned((4, 1), first.total_dtype)
+        parts = poisoned((5, 1), first.total_dtype)
         words: dict[str, Array | int] = {
             "x": x, "out": parts, "kept0": 1, "reduced0": 1000, "x_kept0": 0, "out_kept0": 1, "tile": 1,
             "part_extent": 300, "out_part": 1,
         }  # fmt: skip
-        run_kernel(target, first, words, 4, calls=3)
+        run_kernel(target, first, words, 5, calls=3)
         out = poisoned((1,), dtype)
         second = Reduce(kind, first.total_dtype, dtype, "columns", stage="combine")
-        words = {"x": parts, "out": out, "kept0": 1, "reduced0": 4, "x_reduced0": 1, "tile": 1}
+        words = {"x": parts, "out": out, "kept0": 1, "reduced0": 5, "x_reduced0": 1, "tile": 1}
         if kind == "mean":
             words["count"] = 1000
         expected = {"out": reference(kind, x, (0,)).reshape(1)}
         check(target, [Case(second, words, 1, expected, **_tolerance(kind, 1000))])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_expressions_before_and_behind(target: Target, layout: Literal["rows", "columns"]) -> None:
+    """The mean of squared differences from 3, as its root, of float16; and a comparison that is counted."""
+    rng = np.random.default_rng(8)
+    before = Tape(
+        (FLOAT32,),
+        (Step("constant", FLOAT32, (), (3.0,)), Step("sub", FLOAT32, (0, 1)), Step("mul", FLOAT32, (2, 2))),
+        (3,),
+    )
+    x = placed(rng.standard_normal((30, 40)), FLOAT16)
+    axis = 1 if layout == "rows" else 0
+    cases = []
+    for epilogue_type in (FLOAT32, FLOAT64):
+        behind = Tape((epilogue_type,), (Step("sqrt", epilogue_type, (0,)),), (1,))
+        out = poisoned((x.shape[1 - axis],), FLOAT16)
+        words: dict[str, Array | int] = {
+            "x": x, "out": out, "kept0": x.shape[1 - axis], "reduced0": x.shape[axis], "tile": 16,
+            "count": x.shape[axis],
+        }  # fmt: skip
+        words |= {"x_kept0": 40, "out_kept0": 1} if layout == "rows" else {"x_reduced0": 40}
+        spec = Reduce("mean", FLOAT16, FLOAT16, layout, prologue=before, epilogue=behind)
+        expected = {"out": np.sqrt(((wide(x) - 3) ** 2).mean(axis=axis))}
+        cases.append(Case(spec, words, -(-x.shape[1 - axis] // 16), expected))
+    is_large = Tape(
+        (FLOAT32,),
+        (Step("constant", FLOAT32, (), (0.5,)), Step("greater", BOOL, (0, 1)), Step("cast", INT64, (2,))),
+        (3,),
+    )
+    out = poisoned((x.shape[1 - axis],), INT64)
+    words = {key: value for key, value in words.items() if key != "count"} | {"out": out}
+    spec = Reduce("sum", FLOAT16, INT64, layout, prologue=is_large)
+    cases.append(Case(spec, words, -(-x.shape[1 - axis] // 16), {"out": (wide(x) > 0.5).sum(axis=axis)}))
+    check(target, cases)
 
 
 @pytest.mark.parametrize("target", [AVX512, AVX2], ids=["avx512", "avx2"])

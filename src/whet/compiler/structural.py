@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from whet.graph import Graph, Node, TensorType, Value
 
@@ -68,8 +68,13 @@ def shape_operands(node: Node) -> Iterable[Value]:
             yield value
 
 
-def sources(value: Value, found: dict[Value, None], seen: set[Value]) -> str | None:
-    """Adds to `found` the graph inputs that `value` is computed from; a reason where it depends on large data."""
+def sources(
+    value: Value, found: dict[Value, None], seen: set[Value], inputs: Collection[Value] | None = None
+) -> str | None:
+    """Adds to `found` the graph inputs that `value` is computed from; a reason where it depends on large data.
+
+    With `inputs`, those of the main graph, also a reason where it depends on what changes within a run.
+    """
     waiting = [value]
     while waiting:
         here = waiting.pop()
@@ -78,6 +83,10 @@ def sources(value: Value, found: dict[Value, None], seen: set[Value]) -> str | N
         seen.add(here)
         node = here.producer
         if node is None:
+            if inputs is not None and here not in inputs:
+                if _known(here):
+                    continue
+                return f"it depends on {here.name!r}, which changes from one iteration to the next"
             if not _small(here):
                 return f"it depends on the elements of {here.name!r}, which is not small"
             found[here] = None

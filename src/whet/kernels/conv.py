@@ -149,7 +149,7 @@ class Convolution:
     def tiles(self, target: Target, pixels: int, images: int) -> int:
         """images * groups * ceil(outputs / (width * panels)) * ceil(pixels / m_block), `pixels` of an output image."""
         columns = self.width(target) * self.panels
-        return images * self.groups * -(-self.outputs // columns) * -(-pixels // self.m_block)
+        return images * (self.groups * -(-self.outputs // columns)) * ((pixels + self.m_block - 1) // self.m_block)
 
 
 Products = Callable[[Sums, Pointer, Operand, int], None]

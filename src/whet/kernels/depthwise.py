@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from whet.codegen.lang import Function, Operand, Pointer, Value, Variables, fma, maximum, minimum, prefix_mask
+from whet.codegen.lang import Function, Operand, Pointer, Value, Variables, maximum, minimum, prefix_mask
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, DType
 from whet.kernels.base import Frame
 from whet.kernels.conv import Window
 from whet.kernels.gemm import aligned_empty
-from whet.kernels.tile import Epilogue, Finish, Tile, blocks_of, finish, left_over, times
+from whet.kernels.tile import Epilogue, Finish, Tile, blocks_of, finish, left_over, multiply_add, times
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +47,7 @@ class Depthwise:
     def tiles(self, target: Target, out_rows: int, images: int) -> int:
         """images * ceil(channels / (lanes * vectors)) * ceil(out_rows / rows)."""
         channels = target.lanes(self.dtype) * self.vectors
-        return images * -(-self.channels // channels) * -(-out_rows // self.rows)
+        return images * -(-self.channels // channels) * ((out_rows + self.rows - 1) // self.rows)
 
     def emit(self, frame: Frame) -> None:
         k = frame.k
@@ -227,7 +227,7 @@ class _Rows:
                 address = _choose((place >= 0) & (place < self.image[1]), address, self.zeros)
             value = self._load(address, inside)
             for pixel, tap in users[column]:
-                sums[pixel] = fma(value, weights[tap], sums[pixel])
+                sums[pixel] = multiply_add(value, weights[tap], sums[pixel])
 
     def _load(self, address: Pointer, inside: int) -> Value:
         if inside == self.lanes:

@@ -64,7 +64,8 @@ class Gemm:
 
     def tiles(self, target: Target, m: int, n: int, batch: int = 1) -> int:
         """The number of tiles: batch * ceil(ceil(n / width) / panels) * ceil(m / m_block)."""
-        return batch * -(-n // (self.width(target) * self.panels)) * -(-m // self.m_block)
+        columns = self.width(target) * self.panels
+        return batch * ((n + columns - 1) // columns) * ((m + self.m_block - 1) // self.m_block)
 
     def emit(self, frame: Frame) -> None:
         k = frame.k
@@ -161,11 +162,12 @@ class PackB:
     def packed_elements(self, target: Target, n: int, k: int) -> int:
         """Elements of one packed matrix: ceil(n / width) * width * k."""
         width = self.width(target)
-        return -(-n // width) * width * k
+        return (n + width - 1) // width * width * k
 
     def tiles(self, target: Target, n: int, batch: int = 1) -> int:
         """batch * ceil(n / width): a tile is a panel."""
-        return batch * -(-n // self.width(target))
+        width = self.width(target)
+        return batch * ((n + width - 1) // width)
 
     def emit(self, frame: Frame) -> None:
         k = frame.k

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from whet.codegen.lang import LanguageError, Operand, Pointer, Value, absolute, convert, minimum, select, sqrt
+from whet.codegen.lang import LanguageError, Operand, Pointer, Value, absolute, convert, maximum, minimum, select, sqrt
 from whet.codegen.vecmath import exp, log
 from whet.dtypes import FLOAT32, FLOAT64, INT64, UINT64, DType
 from whet.kernels.accumulate import INFINITY, SLOTS, Arithmetic, Totals
@@ -31,7 +31,7 @@ class Reduce:
 
     Few long reductions are shared by threads in two stages. "parts": words `part_extent` (positions of the first
     reduced axis in one part) and `out_part` (out's stride between parts) come behind the others; out has `total_dtype`;
-    the grid is that above, once for each of ceil(reduced0 / part_extent) parts. "combine": x is that buffer, its part
+    the grid is that above, once for each part, at least ceil(reduced0 / part_extent) of them. "combine": x is that buffer, its part
     axis the reduced one; out is the result. `count` (elements behind one result) is a word of the stages that finish
     a mean.
 
@@ -113,7 +113,7 @@ class _Emission:
             reduced = self.reduced
             if parts:
                 first = part * self.part_extent
-                extent = minimum(self.k.index(reduced.extents[0]) - first, self.part_extent)
+                extent = maximum(minimum(self.k.index(reduced.extents[0]) - first, self.part_extent), 0)
                 x = x + times(first, reduced.strides["x"][0])
                 out = out + part * self.out_part
                 reduced = Axes((extent, *reduced.extents[1:]), reduced.strides)

@@ -46,7 +46,8 @@ class Epilogue:
     """What is done to the sums before they are stored: `tape`, whose input 0 is a sum and whose others are operands.
 
     Operand i is word `e{i}`. "column": one number for each output column. "row": one for each row. "scalar": one.
-    "full": placed as the output is, with its own row stride, word `e{i}_s`. The tape has one output; its type is the
+    "full": placed as the output is, with its own row stride, word `e{i}_s`; it may be the output's own memory, because
+    every element is read just before it is written. The tape has one output; its type is the
     result's, and types change only by the tape.
     """
 
@@ -192,7 +193,7 @@ class Sums:
             for i in range(tile.rows):
                 a_i = column(i, step)
                 for j in range(tile.vectors):
-                    sums[copy, i, j] = fma(b_vectors[j], a_i, sums[copy, i, j])
+                    sums[copy, i, j] = multiply_add(b_vectors[j], a_i, sums[copy, i, j])
 
     def totals(self) -> list[list[Value]]:
         """The sums by row and vector."""
@@ -203,6 +204,11 @@ class Sums:
         while len(parts) > 1:
             parts = [x + y for x, y in zip(parts[::2], parts[1::2], strict=True)]
         return parts[0]
+
+
+def multiply_add(a: Value, b: Value, c: Value) -> Value:
+    """a * b + c: floats with one rounding, integers with their low bits."""
+    return fma(a, b, c) if c.is_float else a * (broadcast(b, a.lanes) if b.lanes != a.lanes else b) + c
 
 
 def _broadcasts(k: Function, rows: Sequence[Pointer], count: int) -> Callable[[int, int], Value]:

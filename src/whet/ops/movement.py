@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+
 from whet.dtypes import INT64
 from whet.errors import InvalidGraph
 from whet.graph import Expr, Node, Shape, TensorData, TensorType, Type, Value
@@ -332,9 +334,10 @@ def resize(node: Node) -> Sequence[Type | None]:
     scales = node.input(2)
     if sizes is not None:
         wanted = elements(sizes)
-        plain = node.str_attr("keep_aspect_ratio_policy", "stretch") == "stretch"
+        if wanted is not None and len(wanted) == len(axes):
+            wanted = _kept_ratio(node, [dims[axis] for axis in axes], wanted)
         for i, axis in enumerate(axes):
-            result[axis] = wanted[i] if plain and wanted is not None and i < len(wanted) else None
+            result[axis] = wanted[i] if wanted is not None and i < len(wanted) else None
     else:
         factors = scales.array if scales is not None else None
         for i, axis in enumerate(axes):
@@ -344,10 +347,24 @@ def resize(node: Node) -> Sequence[Type | None]:
     return (TensorType(dtype_of(source), tuple(result)),)
 
 
+def _kept_ratio(node: Node, extents: Sequence[Dim], wanted: Shape) -> Shape:
+    """The sizes of a Resize after its keep_aspect_ratio_policy."""
+    policy = node.str_attr("keep_aspect_ratio_policy", "stretch")
+    if policy == "stretch":
+        return wanted
+    pairs = [(w, e) for w, e in zip(wanted, extents, strict=True) if isinstance(w, int) and isinstance(e, int) and e]
+    if len(pairs) != len(wanted):
+        return (None,) * len(wanted)
+    choose = min if policy == "not_larger" else max
+    factor = choose(w / e for w, e in pairs)
+    return tuple(int(e * factor + 0.5) for _, e in pairs)
+
+
 def scaled(extent: Known, factor: float) -> Dim:
     """`floor(extent * factor)`; for a free extent only where the factor is a small fraction."""
     if isinstance(extent, int):
-        return math.floor(extent * factor)
+        # In single precision, as ONNX Runtime multiplies: 10 x 2.3 is 23.
+        return math.floor(float(np.float32(extent) * np.float32(factor)))
     ratio = Fraction(factor)
     if ratio.denominator <= 4096 and ratio > 0 and never_negative(extent):
         return floor_div(extent * ratio.numerator, ratio.denominator)

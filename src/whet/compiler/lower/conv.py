@@ -21,8 +21,8 @@ from whet.compiler.views import View, product
 from whet.dtypes import DType
 from whet.graph import Node, Value
 from whet.graph.dims import Known, ceil_div
-from whet.kernels.conv import Conv, Window, pack_conv_weights
-from whet.kernels.depthwise import Depthwise, pack_depthwise_weights
+from whet.kernels.conv import Conv, Window, choose_conv_tile, pack_conv_weights
+from whet.kernels.depthwise import Depthwise, choose_depthwise_tile, pack_depthwise_weights
 from whet.kernels.im2col import ConvIm2col
 
 FEW_CHANNELS = 8
@@ -246,7 +246,7 @@ def _weights(
 def _emit_direct(
     ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
 ) -> None:
-    mr, nv, m_block, panels = conv_tile(ctx, g)
+    mr, nv, m_block, panels = _tile(ctx, g, element, False)
     spec = Conv(
         g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), mr, nv, m_block, panels, done.epilogue
     )
@@ -265,10 +265,11 @@ def _emit_direct(
     )  # fmt: skip
 
 
-def conv_tile(ctx: Lowering, g: Geometry) -> tuple[int, int, int, int]:
+def _tile(ctx: Lowering, g: Geometry, element: DType, gathered: bool) -> tuple[int, int, int, int]:
     """(mr, nv, m_block, panels)."""
-    spec = Conv(g.window, g.channels, g.outputs)
-    return spec.mr, spec.nv, spec.m_block, spec.panels
+    pixels = product(g.out)
+    known = pixels if isinstance(pixels, int) else None
+    return choose_conv_tile(ctx.target, g.window, g.channels, g.outputs, known, gathered, element)
 
 
 def _emit_im2col(
@@ -276,7 +277,7 @@ def _emit_im2col(
 ) -> None:
     last = x.unit(1) and g.channels * g.groups > 1
     stride = x.strides[-1]
-    mr, nv, m_block, panels = conv_tile(ctx, g)
+    mr, nv, m_block, panels = _tile(ctx, g, element, True)
     spec = ConvIm2col(
         g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), mr, nv, m_block, panels, done.epilogue,
         last, stride if isinstance(stride, int) else None,
@@ -319,7 +320,8 @@ def _emit_depthwise(
         image, spatial, steps = (1, *image), (1, *spatial), (0, *steps)
     fixed = _fixed((image[1], spatial[1]))
     columns = (fixed[0], fixed[1]) if fixed is not None else None
-    spec = Depthwise(window, g.groups, element, columns, epilogue=done.epilogue)
+    pixels, rows, vectors = choose_depthwise_tile(ctx.target, window, fixed[1] if fixed is not None else None)
+    spec = Depthwise(window, g.groups, element, columns, pixels, rows, vectors, done.epilogue)
     packed = _depthwise_weights(ctx, w, g, element)
     words: dict[str, Word] = {
         "x": address(x), "x_n": x.strides[0], "x_s0": steps[0], "x_s1": steps[1], "in0": image[0], "in1": image[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -18,8 +19,7 @@ from whet.compiler.views import View, collapse, dense_strides, hint, product
 from whet.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
 from whet.graph import Node, Value
 from whet.graph.dims import Known, ceil_div
-from whet.kernels.gemm import Gemm, choose_tile, pack_b
-from whet.kernels.pack import PackB
+from whet.kernels.gemm import Gemm, PackB, choose_tile, pack_b
 
 ELEMENTS = frozenset({FLOAT32, FLOAT64, FLOAT16, BFLOAT16})
 
@@ -172,14 +172,14 @@ def emit_panels(
     if not a.unit(a.rank - 1):
         a = relayout(ctx, a)
     batch_shape = tuple(out.shape[:-2])
-    mr, nv, m_block, panels = choose_tile(ctx.target, hint(m), hint(n), hint(k), element)
+    mr, nv, m_block, panels = choose_tile(ctx.target, m if isinstance(m, int) else None, hint(n), hint(k), element)
     lda = a.strides[-2] if a.shape[-2] != 1 else (k if isinstance(k, int) else 0)
     ldc = out.strides[-2]
     spec = Gemm(
         dtype=element,
         n=n if isinstance(n, int) else None,
         k=k if isinstance(k, int) else None,
-        m=m if isinstance(m, int) and m < m_block else None,
+        m=m if isinstance(m, int) else None,
         lda=lda if isinstance(lda, int) else None,
         mr=mr,
         nv=nv,
@@ -272,21 +272,25 @@ def pack_at_run(
     size = ceil_div(n, width) * width * k
     own = view.shape[:-2]
     result = ctx.temporary(element, (*own, size), label=f"panels of {view.buffer.label}")
-    dims = collapse(own, [view.strides[:-2], result.strides[:-1]], [i for i, e in enumerate(own) if e != 1])
+    dims = _batch_dims(own, view)
     if len(dims) > 2:
         view = relayout(ctx, view)
-        dims = collapse(own, [view.strides[:-2], result.strides[:-1]], [i for i, e in enumerate(own) if e != 1])
-    dims = [(1, [0, 0])] * (2 - len(dims)) + dims
-    spec = PackB(element, width, view.unit(view.rank - 1))
+        dims = _batch_dims(own, view)
+    dims = [(1, [0])] * (2 - len(dims)) + dims
+    unit: Literal["k", "n"] | None = "n" if view.unit(view.rank - 1) else "k" if view.unit(view.rank - 2) else None
+    spec = PackB(width // ctx.target.lanes(element), unit, element, batch=len(own) > 0)
     words: dict[str, Word] = {
         "b": address(view), "packed": address(result), "k": k, "n": n,
-        "b_row": view.strides[-2], "b_column": view.strides[-1], "batch1": dims[1][0],
+        "b_k": view.strides[-2], "b_n": view.strides[-1], "batch1": dims[1][0],
         "b_batch0": dims[0][1][0], "b_batch1": dims[1][1][0],
-        "packed_batch0": dims[0][1][1], "packed_batch1": dims[1][1][1],
     }  # fmt: skip
     ctx.emit(spec, words, product(own) * ceil_div(n, width), [view], [result], tactic="pack")
     strides = View(result.buffer, own, result.strides[:-1]).broadcast(tuple(batch_shape)).strides
     return result, strides
+
+
+def _batch_dims(own: Sequence[Known], view: View) -> list[tuple[Known, list[Known]]]:
+    return collapse(own, [view.strides[:-2]], [i for i, extent in enumerate(own) if extent != 1])
 
 
 def _packed_constant(

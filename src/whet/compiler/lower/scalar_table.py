@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from whet.compiler.lower.contrib_scalars import CONTRIB_SCALARS
+from whet.compiler.lower.quantize_scalars import QUANTIZE_SCALARS
+from whet.compiler.lower.scalar_rule import ScalarRule, result_type
 from whet.compiler.tape import TapeBuilder, computed
 from whet.dtypes import BOOL, DType
 from whet.graph import Node, TensorType
-
-Build = Callable[[TapeBuilder, Node, Sequence[int | None]], int]
-
-
-@dataclass(frozen=True, slots=True)
-class ScalarRule:
-    """An operator's steps, and the scalar operation whose element types decide whether it can be done."""
-
-    build: Build
-    op: str
-    refusal: Callable[[Node], str | None] | None = None
-    """Why a form of the operator is nothing that tapes compute, whatever its types."""
-
-
-def result_type(node: Node) -> DType:
-    """The type in registers of a node's first output."""
-    kind = node.output.type
-    assert isinstance(kind, TensorType)
-    assert kind.dtype is not None
-    return computed(kind.dtype)
-
 
 def _args(args: Sequence[int | None]) -> list[int]:
     return [a for a in args if a is not None]
@@ -206,5 +187,7 @@ SCALAR_RULES: dict[str, ScalarRule] = {
     "BitwiseXor": _plain("bitwise_xor"),
     "BitwiseNot": _plain("bitwise_not"),
     "Shrink": _with("shrink", ("bias", 0.0), ("lambd", 0.5)),
+    **CONTRIB_SCALARS,
+    **QUANTIZE_SCALARS,
 }
 """Operators whose result's element depends on one element of each operand."""

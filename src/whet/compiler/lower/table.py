@@ -17,6 +17,8 @@ from whet.compiler.lower import (
     norm,
     pool,
     reduce,
+    resize,
+    rnn,
     scan,
     softmax,
     views,
@@ -57,6 +59,7 @@ LOWER: dict[str, Rule] = {
     "CumSum": scan.CUMULATIVE,
     "CumProd": scan.CUMULATIVE,
     "TopK": scan.TOP_K,
+    "Resize": resize.RESIZE,
     "MatMul": matmul.MATMUL,
     "Gemm": matmul.GEMM,
     "Conv": conv.CONV,
@@ -82,6 +85,7 @@ LOWER: dict[str, Rule] = {
     "LpNormalization": channel_norm.LP_NORM,
     "MeanVarianceNormalization": channel_norm.MEAN_VARIANCE,
     "LRN": channel_norm.LRN,
+    **dict.fromkeys(rnn.CELLS, rnn.RECURRENT),
     **dict.fromkeys(pool.KINDS, pool.POOL),
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""

@@ -43,14 +43,14 @@ def resize(inputs: Inputs, attributes: Attributes, output_count: int) -> Outputs
             continue
         if extent == 0 and size > 0:
             raise InvalidArgument("an empty axis cannot grow", value="X", found=x.shape)
-        places = _places(coordinates, size, extent, scale, region)
+        places = source_places(coordinates, size, extent, scale, region)
         if coordinates == "tf_crop_and_resize":
             wrong = ((places < 0) | (places > extent - 1)).reshape(-1, *(1,) * (x.ndim - 1 - axis))
             outside = wrong if outside is None else outside | wrong
         if mode == "nearest":
-            y = np.take(y, _nearest(places, extent, attributes), axis=axis)
+            y = np.take(y, nearest_elements(places, extent, attributes), axis=axis)
         else:
-            y = _weigh(y, axis, *_taps(places, extent, scale, mode, attributes))
+            y = _weigh(y, axis, *weighted_elements(places, extent, scale, mode, attributes))
     if outside is not None and outside.any():
         fill = y.dtype.type(float(attributes.get("extrapolation_value", 0.0)))
         y = np.where(np.broadcast_to(outside, y.shape), fill, y)
@@ -94,7 +94,7 @@ def _extents(inputs: Inputs, attributes: Attributes, x: Array, axes: tuple[int, 
     return factors, wanted
 
 
-def _places(coordinates: str, size: int, extent: int, scale: float, region: tuple[float, float]) -> Array:
+def source_places(coordinates: str, size: int, extent: int, scale: float, region: tuple[float, float]) -> Array:
     """Where each output element lies on the input axis."""
     i = np.arange(size, dtype=np.float64)
     length = scale * extent  # the output's extent before rounding
@@ -116,7 +116,8 @@ def _places(coordinates: str, size: int, extent: int, scale: float, region: tupl
     return places
 
 
-def _nearest(places: Array, extent: int, attributes: Attributes) -> Array:
+def nearest_elements(places: Array, extent: int, attributes: Attributes) -> Array:
+    """The input element that each output element is, by `nearest_mode`."""
     rule = text(
         attributes, "nearest_mode", "round_prefer_floor", ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
     )
@@ -131,7 +132,9 @@ def _nearest(places: Array, extent: int, attributes: Attributes) -> Array:
     return np.clip(index, 0, extent - 1).astype(np.int64)
 
 
-def _taps(places: Array, extent: int, scale: float, mode: str, attributes: Attributes) -> tuple[Array, Array]:
+def weighted_elements(
+    places: Array, extent: int, scale: float, mode: str, attributes: Attributes
+) -> tuple[Array, Array]:
     """For each output element the input elements that make it, and their weights: both (size, taps)."""
     # Antialiasing widens the filter when shrinking.
     stretch = min(scale, 1.0) if integer(attributes, "antialias", 0) else 1.0

@@ -6,10 +6,7 @@ import weakref
 from collections.abc import Mapping
 
 from whet.codegen.target import host_target
-from whet.compiler.lower.table import LOWER
-from whet.compiler.lower.pointwise import pointwise_refusal
-from whet.compiler.lower.scalar_table import SCALAR_RULES
-from whet.compiler.structural import shape_operands, sources
+from whet.compiler.claim import refusal
 from whet.errors import InvalidArgument, NotImplemented, did_you_mean
 from whet.graph import Graph, Node
 from whet.passes.base import Pass
@@ -49,14 +46,7 @@ class CPUExecutionProvider:
             return Refuse(self._unsupported)
         if self._is_differentiated(graph):
             return Refuse("a Gradient node of the graph needs every node with it")
-        if node.op in SCALAR_RULES:
-            reason = pointwise_refusal(node)
-        elif node.op in LOWER:
-            reason = LOWER[node.op].refusal(node)
-        else:
-            reason = f"no lowering for {node.op}"
-        if reason is None:
-            reason = self._unknown_operand(node)
+        reason = refusal(node, graph.inputs)
         return Accept() if reason is None else Refuse(reason)
 
     def _is_differentiated(self, graph: Graph) -> bool:
@@ -65,14 +55,6 @@ class CPUExecutionProvider:
         if found is None:
             found = self._differentiated[graph] = any(n.op == GRADIENT for n in graph)
         return found
-
-    def _unknown_operand(self, node: Node) -> str | None:
-        """Why an operand that shapes the result cannot be known before the program is made, or None."""
-        for value in shape_operands(node):
-            reason = sources(value, {}, set())
-            if reason is not None:
-                return f"{value.name} decides its shape, and {reason}"
-        return None
 
     def passes(self, level: Level) -> tuple[Pass, ...]:
         return ()
