@@ -220,7 +220,7 @@ def test_many_axes(target: Target) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_stages(target: Target, kind: ReduceKind) -> None:
-    """Parts of a long row, then their combination, give the result of one stage; the last part may be short or empty."""
+    """Parts of a long row, then their combination, give the result of one stage; late parts may be short or empty."""
     rng = np.random.default_rng(4)
     for dtype in (FLOAT32, FLOAT64, INT32):
         x = placed(values(rng, kind, (1000,), dtype), dtype)

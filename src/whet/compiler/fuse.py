@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from whet.graph import Graph, Node, TensorType, Value
 
 
+MOST_NODES = 48
+"""Larger groups would take long to compile and spill registers."""
+
+
 @dataclass(slots=True)
 class Group:
     """Pointwise nodes that are computed together, all of one shape; nobody outside reads any value but `root`."""
@@ -48,7 +52,7 @@ def form_groups(
     for node in reversed(graph):
         if is_pointwise(node):
             group = _readers_group(node, groups)
-            if group is None or group.anchor is not None or not _same_shape(node.output, group.root):
+            if group is None or not _takes(group, node):
                 group = Group(node.output)
             group.nodes.insert(0, node)
             groups[node] = group
@@ -62,6 +66,11 @@ def form_groups(
             else:
                 group.anchor = None
     return groups
+
+
+def _takes(group: Group, node: Node) -> bool:
+    """Whether a pointwise node may join the group of all its readers."""
+    return group.anchor is None and len(group.nodes) < MOST_NODES and _same_shape(node.output, group.root)
 
 
 def _readers_group(node: Node, groups: Mapping[Node, Group]) -> Group | None:

@@ -203,7 +203,8 @@ class Lowering:
             parallel and guess > PARALLEL_NS,
             flops,
             nbytes,
-            tuple((a.buffer, b.buffer) for a, b in in_place),
+            # Memory that is read in a second way too must stay as it is until the step ends.
+            tuple((a.buffer, b.buffer) for a, b in in_place if sum(v.buffer is a.buffer for v in reads) == 1),
             tactic or type(spec).__name__.lower(),
             ops or (self.node.op if self.node is not None else ""),
         )

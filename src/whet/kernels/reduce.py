@@ -26,14 +26,14 @@ class Reduce:
     Words: `x`, `out` addresses; `kept0`.. (`kept_rank`, at least 1) and `reduced0`.. (`reduced_rank`, at least 1)
     extents; `x_kept0`.., `x_reduced0`.., `out_kept0`.. strides; `tile`: positions of the last kept axis in one tile.
     Layout "rows": the last reduced axis has stride 1 in x (its stride has no word). "columns": the last kept axis has
-    stride 1 in x and out (neither has a word); a `tile` of a multiple of `columns_step` is best.
+    stride 1 in x and out (neither has a word); a `tile` of a multiple of 2 * `columns_step` is best.
     Grid: kept0 * ... * ceil(last kept / tile).
 
     Few long reductions are shared by threads in two stages. "parts": words `part_extent` (positions of the first
     reduced axis in one part) and `out_part` (out's stride between parts) come behind the others; out has `total_dtype`;
-    the grid is that above, once for each part, at least ceil(reduced0 / part_extent) of them. "combine": x is that buffer, its part
-    axis the reduced one; out is the result. `count` (elements behind one result) is a word of the stages that finish
-    a mean.
+    the grid is that above, once for each part, at least ceil(reduced0 / part_extent) of them. "combine": x is that
+    buffer, its part axis the reduced one; out is the result. `count` (elements behind one result) is a word of the
+    stages that finish a mean.
 
     `prologue` (one input) is applied to elements, `epilogue` (one input) to results; their operands are converted to
     the types of their inputs. Integers keep their type and wrap, a mean of integers is truncated toward zero (0 of
@@ -84,7 +84,7 @@ class Reduce:
 
 
 def columns_step(spec: Reduce, vector_bits: int) -> int:
-    """Columns that one pass of layout "columns" does: tiles are best a multiple of them."""
+    """Columns that a narrow pass of layout "columns" does: tiles are best a multiple of twice as many."""
     return SLOTS * vector_bits // spec.arithmetic.chunk.bits
 
 
@@ -144,13 +144,16 @@ class _Emission:
     # A stretch of columns: vectors along the last kept axis
 
     def _columns(self, x: Pointer, out: Pointer, start: Value, stop: Value, reduced: Axes) -> None:
-        wide = SLOTS * self.lanes
-        main = start + ((stop - start) & -wide)
-        with self.k.loop(main, start=start, step=wide) as column:
-            self._column_block(x, out, column, SLOTS, None, reduced)
+        k, lanes = self.k, self.lanes
+        # Rows lie far apart, and each read should take as much of one as registers hold totals for.
+        for vectors in sorted({self.frame.target.vector_registers // 4, SLOTS}, reverse=True):
+            main = start + ((stop - start) & -(vectors * lanes))
+            with k.loop(main, start=start, step=vectors * lanes) as column:
+                self._column_block(x, out, column, vectors, None, reduced)
+            start = main
         over_vectors(
-            self.k, stop - main, self.lanes, 1,
-            lambda _, offset, mask: self._column_block(x, out, main + offset, 1, mask, reduced),
+            k, stop - start, lanes, 1,
+            lambda _, offset, mask: self._column_block(x, out, start + offset, 1, mask, reduced),
         )  # fmt: skip
 
     def _column_block(
@@ -177,7 +180,7 @@ class _Emission:
         how: Arithmetic,
         of: Callable[[int, Value], Value],
     ) -> list[Value]:
-        totals = Totals(self.k, how, self.lanes, vectors, SLOTS // vectors)
+        totals = Totals(self.k, how, self.lanes, vectors, max(SLOTS // vectors, 1))
         with reduced.nest(self.k, "x", self.spec.reduced_rank - 1) as offset:
 
             def element(group: int, i: Operand) -> Value:

@@ -8,7 +8,7 @@ from whet.dtypes import BOOL, INT64
 from whet.errors import InvalidGraph
 from whet.graph import Graph, Node, SequenceType, Shape, TensorType, Type, Value
 from whet.graph.dims import Dim
-from whet.ops.common import axis_in, element_type, tensor
+from whet.ops.common import axis_in, element_type, static_ints, tensor
 from whet.ops.merge import join, refine
 
 InferGraph = Callable[[Graph], None]
@@ -28,8 +28,14 @@ def subgraph(node: Node, name: str) -> Graph:
 
 
 def if_(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
-    """What holds for the outputs of both branches."""
+    """What holds for the outputs of both branches, or of the one that is going to be taken.
+
+    The other one is not looked at: with the extents at hand it may make no sense.
+    """
     branches = [subgraph(node, name) for name in ("then_branch", "else_branch")]
+    truth = static_ints(node.input(0))
+    if truth is not None and len(truth) == 1:
+        branches = branches[:1] if truth[0] else branches[1:]
     for branch in branches:
         infer(branch)
         if len(branch.outputs) != len(node.outputs):
@@ -38,7 +44,7 @@ def if_(node: Node, infer: InferGraph, depth: int) -> Sequence[Type | None]:
                 found=f"{len(branch.outputs)} in {branch.name!r}",
                 expected=len(node.outputs),
             )
-    then, other = branches
+    then, other = branches[0], branches[-1]
     return [join(a.type, b.type) for a, b in zip(then.outputs, other.outputs, strict=True)]
 
 

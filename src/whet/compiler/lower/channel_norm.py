@@ -9,6 +9,7 @@ import numpy as np
 from whet.compiler.fuse import Group
 from whet.compiler.lower.along import grid, loop_order, loop_words, loops, tile_for, written
 from whet.compiler.lower.copy import relayout
+from whet.compiler.lower.demand import broadcast, demand
 from whet.compiler.lower.norm import floats_refusal
 from whet.compiler.lower.pointwise import emit_pointwise
 from whet.compiler.lower.reduce import Reduction, reduce_view
@@ -35,8 +36,14 @@ def batch_refusal(node: Node) -> str | None:
         return "it is in training mode"
     if not node.output.shape:
         return "its operand has no axis"
-    if any(v is None or len(v.shape or ()) != 1 for v in node.inputs[1:5]):
-        return "a statistic is no vector"
+    shape = node.output.shape
+    channels = shape[1] if len(shape) > 1 else 1
+    for value in node.inputs[1:5]:
+        own = value.shape if value is not None else None
+        if own is None or len(own) != 1:
+            return "a statistic is no vector"
+        if isinstance(own[0], int) and isinstance(channels, int) and own[0] != channels:
+            return "a statistic has not one number a channel"
     return None
 
 
@@ -51,10 +58,13 @@ def lower_batch_norm(ctx: Lowering, node: Node, group: Group | None) -> None:
     x, shape = ctx.view(source), shape_of(node.output)
     operands = [v for v in node.inputs[1:5] if v is not None]
     wide = FLOAT64 if any(dtype_of(v) is FLOAT64 for v in (source, *operands)) else FLOAT32
+    for value in operands:
+        channels = shape[1] if len(shape) > 1 else 1
+        demand(ctx, "equal", shape_of(value)[0], channels, "there is not one number a channel")
     factor, offset = _coefficients(ctx, node, operands, wide)
     lifted = [_per_channel(view, x.rank).broadcast(shape) for view in (factor, offset)]
     inputs = [v for v in group.inputs if scalar_constant(v) is None] if group is not None else []
-    others = [ctx.view(v).broadcast(shape) for v in inputs]
+    others = [broadcast(ctx, ctx.view(v), shape) for v in inputs]
     tape = TapeBuilder([x.element, wide, wide, *(v.element for v in others)])
     total = tape.add("add", wide, tape.add("mul", wide, tape.cast(0, wide), 1), 2)
     result, ops = node.output, node.op_type

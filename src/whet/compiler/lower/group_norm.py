@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from whet.compiler.fuse import Group
 from whet.compiler.lower.along import WORK, behind, loops, takes_scalars, tile_for, written
 from whet.compiler.lower.copy import relayout
+from whet.compiler.lower.demand import demand
 from whet.compiler.lower.matmul import same_whole
 from whet.compiler.lower.norm import floats_refusal
 from whet.compiler.lower.rule import Rule
@@ -15,7 +16,7 @@ from whet.compiler.step import Word, address
 from whet.compiler.tape import computed
 from whet.compiler.views import View, hint, product
 from whet.graph import Node
-from whet.graph.dims import Known, ceil_div, maximum
+from whet.graph.dims import Known, ceil_div, floor_div, maximum
 from whet.kernels.accumulate import SLOTS
 from whet.kernels.group_norm import GroupNormApply, GroupNormCombine, GroupNormParts
 
@@ -54,7 +55,8 @@ def lower_group_norm(ctx: Lowering, node: Node, group: Group | None) -> None:
     assert source is not None
     assert scale_value is not None
     assert bias_value is not None
-    x, scale, bias = ctx.view(source), _vector(ctx, ctx.view(scale_value)), _vector(ctx, ctx.view(bias_value))
+    x = ctx.view(source)
+    scale, bias = (channel_vector(ctx, ctx.view(v), x.shape[1]) for v in (scale_value, bias_value))
     order = channels_last(x.rank)
     if pixel_stride(x) is None:
         x = relayout(ctx, x, order)
@@ -63,6 +65,7 @@ def lower_group_norm(ctx: Lowering, node: Node, group: Group | None) -> None:
     spatial, x_row = _pixels(x)
     element = computed(x.element)
     groups: Known = channels if node.op == "InstanceNormalization" else node.int_attr("num_groups", 1)
+    demand(ctx, "equal", floor_div(channels, groups) * groups, channels, "the groups have different sizes")
     epsilon = node.float_attr("epsilon", 1e-5)
     wide = SLOTS * ctx.target.lanes(element)
     column_tile = min(-(-hint(channels) // wide) * wide, 8 * wide)
@@ -117,7 +120,9 @@ def _pixels(view: View) -> tuple[Known, Known]:
     return product(view.shape[2:]), stride
 
 
-def _vector(ctx: Lowering, view: View) -> View:
+def channel_vector(ctx: Lowering, view: View, channels: Known) -> View:
+    """A vector with a number for each channel, which lie in a row."""
+    demand(ctx, "equal", view.shape[0], channels, "there is not one number a channel")
     return view if view.unit(0) else relayout(ctx, view)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from whet.compiler.fuse import Group
 from whet.compiler.lower.along import behind, grid, loop_order, loop_words, loops, takes_scalars, tile_for, written
 from whet.compiler.lower.copy import copy, relayout
+from whet.compiler.lower.demand import broadcast
 from whet.compiler.lower.matmul import same_whole
 from whet.compiler.lower.pointwise import emit_pointwise, tensor_refusal
 from whet.compiler.lower.rule import Rule
@@ -108,7 +109,7 @@ def lower_norm(ctx: Lowering, node: Node, group: Group | None) -> None:
 
 def _emit_affine(ctx: Lowering, x: View, operands: Sequence[View], result: Value, order: Sequence[int]) -> None:
     """Scale and bias that differ from row to row, as a step of their own."""
-    views = [view.broadcast(x.shape) for view in operands]
+    views = [broadcast(ctx, view, x.shape) for view in operands]
     tape = TapeBuilder([x.element, *(v.element for v in views)])
     total = tape.add("mul", x.element, 0, tape.cast(1, x.element))
     if len(views) > 1:
@@ -150,7 +151,7 @@ def lower_skip_norm(ctx: Lowering, node: Node, group: Group | None) -> None:
     vectors = {n: row_vector(ctx, ctx.view(v), shape, axis) for n, v in given.items() if v is not None}
     rows = {
         "x": as_rows(ctx, ctx.view(source), axis),
-        "skip": as_rows(ctx, ctx.view(skip).broadcast(shape), axis),
+        "skip": as_rows(ctx, broadcast(ctx, ctx.view(skip), shape), axis),
     }
     outputs = {name: node.outputs[i] for i, name in ((1, "mean"), (2, "deviation")) if len(node.outputs) > i}
     statistics = {name: v for name, v in outputs.items() if v.use_count}
@@ -269,7 +270,7 @@ def row_vector(ctx: Lowering, view: View, shape: Sequence[Known], axis: int) -> 
     """An operand that is the same for every row, as a row in memory."""
     while view.rank > len(shape) - axis:
         view = view.drop(0)
-    row = view.broadcast(tuple(shape[axis:]))
+    row = broadcast(ctx, view, shape[axis:])
     return row if is_row(row, 0) else relayout(ctx, row)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from whet.compiler.fuse import Group
 from whet.compiler.lower.along import WORK, behind, takes_scalars, written
 from whet.compiler.lower.copy import copy, relayout
+from whet.compiler.lower.demand import demand
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
@@ -43,6 +44,10 @@ def refusal(node: Node) -> str | None:
         return "p is less than 1"
     mode = node.str_attr("auto_pad", "NOTSET")
     for axis, extent in enumerate(shape[2:]):
+        reach = dilations[axis] * (kernel[axis] - 1) + 1
+        padding = pads[axis] + pads[axis + space] if mode == "NOTSET" else 0
+        if isinstance(extent, int) and extent + padding < reach and not mode.startswith("SAME"):
+            return "the window is larger than the padded input"
         reason = _extent_refusal(node, extent, kernel[axis], strides[axis], dilations[axis], pads[axis + space], mode)
         if reason is not None:
             return reason
@@ -77,7 +82,7 @@ def lower_pool(ctx: Lowering, node: Node, group: Group | None) -> None:
         x = relayout(ctx, x, order)
     indices = node.outputs[1] if len(node.outputs) > 1 and node.outputs[1].use_count else None
     result, epilogue, ops = behind(ctx, node, group)
-    windows = _windows(node, x)
+    windows = _windows(ctx, node, x)
     spec = Pool(
         kind=KINDS[node.op],
         dtype=x.element,
@@ -123,7 +128,7 @@ def _emit(ctx: Lowering, spec: Pool, x: View, out: View, indices: View | None, o
     ctx.emit(spec, words, tiles, [x], writes, flops=out.size * taps, ops=ops)
 
 
-def _windows(node: Node, x: View) -> tuple[Window, ...]:
+def _windows(ctx: Lowering, node: Node, x: View) -> tuple[Window, ...]:
     space = x.rank - 2
     kernel = node.ints_attr("kernel_shape")
     strides, dilations = node.ints_attr("strides", (1,) * space), node.ints_attr("dilations", (1,) * space)
@@ -132,15 +137,18 @@ def _windows(node: Node, x: View) -> tuple[Window, ...]:
     outputs = shape_of(node.output)[2:]
     result = []
     for i in range(space):
+        reach = (kernel[i] - 1) * dilations[i] + 1
         before, after = (pads[i], pads[i + space]) if mode == "NOTSET" else (0, 0)
         if mode in ("SAME_UPPER", "SAME_LOWER"):
-            reach = (kernel[i] - 1) * dilations[i] + 1
             # With a stride of 1 this is a number for every extent.
             total = (outputs[i] - 1) * strides[i] + reach - x.shape[2 + i]
             assert isinstance(total, int), "the padding is not known"
             small = max(total, 0) // 2
             large = max(total, 0) - small
             before, after = (small, large) if mode == "SAME_UPPER" else (large, small)
+        if mode not in ("SAME_UPPER", "SAME_LOWER"):
+            padded = x.shape[2 + i] + before + after
+            demand(ctx, "at_most", reach, padded, "the window is larger than the padded input")
         result.append(Window(kernel[i], strides[i], dilations[i], before, after))
     return tuple(result)
 

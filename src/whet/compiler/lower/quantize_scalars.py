@@ -112,8 +112,12 @@ def bad_scale(scale: Value | None) -> str | None:
 
 
 def _one_scale(node: Node) -> str | None:
-    """Why scale and zero point are not known to be one number each, of no more dimensions than the operand."""
-    x = node.input(0)
+    """Why this is no matter of one number for scale and zero point each, of no more dimensions than the operand."""
+    x, scale = node.input(0), node.input(1)
+    if node.op == "QuantizeLinear" and scale is not None and scale.data is None:
+        return "its scale is looked at when the model runs"
+    if node.op_type == "DequantizeLinear" and all(v is None or v.data is not None for v in node.inputs):
+        return "it is a constant"
     rank = len(x.shape or ()) if x is not None else 0
     for value in (node.input(1), node.input(2)):
         if value is None:

@@ -19,6 +19,7 @@ from whet.compiler.lower.along import (
     written,
 )
 from whet.compiler.lower.copy import relayout
+from whet.compiler.lower.demand import demand
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of
@@ -211,6 +212,7 @@ def lower_arg(ctx: Lowering, node: Node, group: Group | None) -> None:
     assert source is not None
     x = ctx.view(source)
     axis = node.int_attr("axis", 0) % x.rank
+    demand(ctx, "at_most", 1, x.shape[axis], "there is no extreme along an empty axis")
     kept = [a for a in range(x.rank) if a != axis]
     fast = _fastest(x, kept)
     if not x.unit(axis) and (fast is None or x.strides[fast] != 1):
@@ -250,8 +252,12 @@ def global_refusal(node: Node) -> str | None:
     reason = tensor_refusal(node)
     if reason is None and dtype_of(node.output).kind != "float":
         return f"no {node.op} of {dtype_of(node.output)}"
-    if reason is None and len(node.output.shape or ()) < 3:
+    source = node.inputs[0]
+    shape = (source.shape if source is not None else None) or ()
+    if reason is None and len(shape) < 3:
         return "it has no spatial axis"
+    if reason is None and 0 in shape[2:]:
+        return "its spatial axes are empty"
     if reason is None and node.op == "GlobalLpPool" and node.int_attr("p", 2) < 1:
         return "p is less than 1"
     return reason
@@ -266,6 +272,7 @@ def lower_global(ctx: Lowering, node: Node, group: Group | None) -> None:
     source = node.inputs[0]
     assert source is not None
     x = ctx.view(source)
+    demand(ctx, "at_most", 1, product(x.shape[2:]), "the spatial axes are empty")
     result, epilogue, ops = behind(ctx, node, group)
     what = Reduction(GLOBAL_KINDS[node.op], None, epilogue, ops) if node.op in GLOBAL_KINDS else _power_mean(node)
     reduce_to(ctx, x, range(2, x.rank), result, True, what)

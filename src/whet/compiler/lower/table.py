@@ -16,6 +16,7 @@ from whet.compiler.lower import (
     movement,
     norm,
     pool,
+    quantize,
     reduce,
     resize,
     rnn,
@@ -87,6 +88,11 @@ LOWER: dict[str, Rule] = {
     "LRN": channel_norm.LRN,
     **dict.fromkeys(rnn.CELLS, rnn.RECURRENT),
     **dict.fromkeys(pool.KINDS, pool.POOL),
+    "QuantizeLinear": quantize.QUANTIZE,
+    "com.microsoft.QuantizeLinear": quantize.QUANTIZE,
+    "DequantizeLinear": quantize.DEQUANTIZE,
+    "com.microsoft.DequantizeLinear": quantize.DEQUANTIZE,
+    "DynamicQuantizeLinear": quantize.DYNAMIC_QUANTIZE,
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""
 
