@@ -89,6 +89,6 @@ def compare(found: Sequence[Any], expected: Sequence[Any], tolerance: float) -> 
             np.testing.assert_array_equal(ours, theirs, err_msg=f"output {index}")
 
 
-FLOAT, FLOAT16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE
+FLOAT, FLOAT16, BFLOAT16, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 UINT8, INT8, UINT16, INT16 = TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16
 INT32, INT64, UINT32, UINT64 = TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64

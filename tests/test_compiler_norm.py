@@ -10,6 +10,7 @@ import pytest
 
 from tests.compiled_nodes import FLOATS, Array, check, close, compiled, random_array, single_node, steps
 from tests.session_models import model as from_text
+from whet.errors import InvalidArgument
 
 CHANNELS_LAST = (0, 2, 3, 1)
 
@@ -126,6 +127,45 @@ def test_group_norm_of_symbolic_extents() -> None:
         check(model, feeds, tolerance=2e-5)
         results = [compiled(model, threads).run(None, feeds)[0] for threads in (1, 2)]
         np.testing.assert_array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_contrib_group_norm(last: int) -> None:
+    rng = np.random.default_rng(14)
+    x = random_array(rng, (2, 6, 7, 12) if last else (2, 12, 6, 7), np.float32)
+    inputs = operands(rng, x, (12,), "gamma", "beta")
+    for activation in (0, 1):
+        options = {"groups": 3, "activation": activation, "channels_last": last, "domain": "com.microsoft"}
+        for order in (None, CHANNELS_LAST):
+            check(*single_node("GroupNorm", inputs, order=order, symbolic=activation == 1, **options))
+
+
+def test_simplified_layer_norm() -> None:
+    rng = np.random.default_rng(15)
+    x = random_array(rng, (2, 6, 70), np.float32)
+    for axis in (-1, 1):
+        inputs = operands(rng, x, x.shape[axis:], "scale")
+        for wanted in ([0], [0, 1]):
+            options = {"outputs": 2, "wanted": wanted, "domain": "com.microsoft", "axis": axis}
+            check(*single_node("SimplifiedLayerNormalization", inputs, **options))
+
+
+def test_extents_that_do_not_fit_end_the_run() -> None:
+    rng = np.random.default_rng(16)
+    x = random_array(rng, (2, 8, 6), np.float32)
+    cases = [
+        ("LayerNormalization", (6,), ("scale", "bias"), {}, (2, 8, 600)),
+        ("GroupNormalization", (8,), ("scale", "bias"), {"num_groups": 4}, (2, 800, 6)),
+        ("InstanceNormalization", (8,), ("scale", "bias"), {}, (2, 9, 6)),
+        ("BatchNormalization", (8,), ("scale", "bias", "mean", "var"), {}, (2, 800, 6)),
+    ]
+    for op, shape, names, options, wrong in cases:
+        inputs = {"x": x, **{n: np.abs(random_array(rng, shape, np.float32)) for n in names}}
+        model, feeds = single_node(op, inputs, constant=names, symbolic=True, **options)
+        session = compiled(model)
+        session.run(None, feeds)
+        with pytest.raises(InvalidArgument, match=op):
+            session.run(None, {"x": random_array(rng, wrong, np.float32)})
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

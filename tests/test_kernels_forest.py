@@ -259,3 +259,15 @@ def test_the_first_of_equal_classes_wins(target: Target) -> None:
     found = words(spec, none, x, labels=np.array([5, 6, 7], np.int64))
     assert run_kernel(target, spec, found, 2) == 0
     assert found["label"].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("target", [AVX512, AVX2], ids=["avx512", "avx2"])
+def test_a_threshold_that_is_not_a_number(target: Target) -> None:
+    for mode, weight in (("NEQ", 1), ("EQ", 2), ("LEQ", 2), ("GT", 2)):
+        for mixed in (False, True):
+            trees = build_forest(**stump(modes=[mode, "LEAF", "LEAF"], thresholds=np.array([np.nan, 0, 0]),
+                                         missing_goes_true=np.array([mixed, False, False])))  # fmt: skip
+            spec = TreeEnsemble.of(trees, FLOAT32, FLOAT32)
+            found = words(spec, trees, np.zeros((1, 1), np.float32))
+            assert run_kernel(target, spec, found, 1) == 0
+            assert found["y"][0, 0] == weight

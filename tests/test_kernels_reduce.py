@@ -98,12 +98,12 @@ def column_case(kind: ReduceKind, dtype: DType, x: Array, label: object = None) 
     n, columns = x.shape
     source, out = placed(x, dtype, gap=3), poisoned((columns,), dtype)
     words: dict[str, Array | int] = {
-        "x": source, "out": out, "kept0": columns, "reduced0": n, "x_reduced0": stride(source, 0), "tile": 40,
+        "x": source, "out": out, "kept0": columns, "reduced0": n, "x_reduced0": stride(source, 0), "tile": 200,
     }  # fmt: skip
     if kind == "mean":
         words["count"] = n
     spec = Reduce(kind, dtype, dtype, "columns")
-    tiles = -(-columns // 40)
+    tiles = -(-columns // 200)
     return Case(spec, words, tiles, {"out": reference(kind, source, (0,))}, **_tolerance(kind, n), label=label)
 
 

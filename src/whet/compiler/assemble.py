@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from whet.codegen.target import Target
+from whet.compiler.bounds import depends, upper
 from whet.compiler.lowering import Lowering, shape_of
 from whet.compiler.memory import Lifetimes, lifetimes, plan
 from whet.compiler.slots import SlotTable
-from whet.compiler.step import Address, Step
-from whet.compiler.views import Buffer
+from whet.compiler.step import Address, Assign, Jump, Label, Load, Step
+from whet.compiler.views import Buffer, product
 from whet.compiler.weights import Weight
-from whet.errors import Fail, ResourceExhausted
-from whet.graph.dims import Expr, Known
+from whet.dtypes import BOOL, INT32, INT64
+from whet.errors import Fail, NotImplemented, ResourceExhausted
+from whet.graph.dims import Expr, Known, symbol
 from whet.kernels.base import KernelCode, build
 from whet.runtime import program as p
 from whet.runtime.program import Program
@@ -42,6 +44,12 @@ class Blueprint:
     """(row of `addresses`, buffer, offset inside it) for everything that lies in the arena."""
     check_rows: tuple[Buffer, ...]
     """The buffer of each row of `checks`."""
+    rows: int
+    """How many rows the lowering made: what lives are counted in."""
+    output_bounds: tuple[int | None, ...]
+    """The slot of the most elements that an output may have, for those whose extents are known after a run only."""
+    names: Mapping[str, int]
+    """The slot of every name in the extents of `steps`."""
     arena_limit: int
 
     @property
@@ -64,7 +72,7 @@ class Blueprint:
                     expected=f"at most {self.arena_limit} bytes",
                     hint="Raise Limits.tensor_bytes if this is meant.",
                 )  # fmt: skip
-        offsets, total = plan(self.lifetimes.lives, sizes, len(self.steps))
+        offsets, total = plan(self.lifetimes.lives, sizes, self.rows)
         addresses = self.program.addresses.copy()
         for row, buffer, offset in self.arena_rows:
             addresses[row, 2] = offsets[self.lifetimes.root[buffer]] + offset
@@ -114,39 +122,74 @@ class _Assembler:
         return word
 
 
+_LOADS = {INT64: p.LOAD_INT64, INT32: p.LOAD_INT32, BOOL: p.LOAD_BOOL}
+
+
 def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blueprint:
     """The blueprint of a lowered graph; `symbols` are the extents that a run gives, in order."""
     a = _Assembler(lowering, symbols)
+    for name in lowering.bounds:
+        a.slots.declare(name)
     codes: dict[str, KernelCode] = {}
     index: dict[str, int] = {}
     rows: list[list[int]] = []
     nodes: dict[str, int] = {}
     scratch = 0
-    for step in lowering.steps:
-        code = build(step.spec, target)
-        codes[code.symbol] = code
-        kernel = index.setdefault(code.symbol, len(index))
-        scratch = max(scratch, code.scratch_bytes)
-        first = len(a.words)
-        for name in code.words:
-            if name not in step.words:
-                raise Fail("a step lacks an argument of its kernel", value=name, found=", ".join(step.words),
-                           node=step.node.label if step.node else None)  # fmt: skip
-            word = step.words[name]
-            if isinstance(word, Address):
-                a.address(word)
-            else:
-                a.number(word)
-        tiles = a.number(step.tiles)
-        node = nodes.setdefault(step.node.label if step.node is not None else "", len(nodes))
-        rows.append([p.KERNEL, kernel, first, tiles, int(step.parallel), node])
-    lives = lifetimes(lowering.steps)
-    size_slots = {b: a.slots.slot(b.elements) for b in lives.root}
+    places: dict[Label, int] = {}
+    for row in lowering.rows:
+        if isinstance(row, Label):
+            places[row] = 1 + len(rows)
+        elif isinstance(row, Jump):
+            kind = p.JUMP if row.unless is None else p.JUMP_IF_ZERO
+            rows.append([kind, 0, 0 if row.unless is None else a.slots.slot(row.unless)])
+        elif isinstance(row, Load):
+            node = nodes.setdefault(row.node.label if row.node is not None else "", len(nodes))
+            rows.append([p.LOAD_SLOT, a.slots.slot(symbol(row.name)), a.address(row.source), _LOADS[row.dtype], node])
+        elif isinstance(row, Assign):
+            for value in row.values.values():
+                a.slots.slot(value)
+            rows.append([p.EVALUATE])
+        else:
+            code = build(row.spec, target)
+            codes[code.symbol] = code
+            kernel = index.setdefault(code.symbol, len(index))
+            scratch = max(scratch, code.scratch_bytes)
+            first = len(a.words)
+            for name in code.words:
+                if name not in row.words:
+                    raise Fail("a step lacks an argument of its kernel", value=name, found=", ".join(row.words),
+                               node=row.node.label if row.node else None)  # fmt: skip
+                word = row.words[name]
+                if isinstance(word, Address):
+                    a.address(word)
+                else:
+                    a.number(word)
+            tiles = a.number(row.tiles)
+            node = nodes.setdefault(row.node.label if row.node is not None else "", len(nodes))
+            rows.append([p.KERNEL, kernel, first, tiles, int(row.parallel), node])
+    lives = lifetimes(lowering.rows, lowering.loops)
+    sizes = {b: _bound(b.elements, lowering, b.label) for b in lives.root}
+    size_slots = {b: a.slots.slot(size) for b, size in sizes.items()}
     input_dims = tuple(tuple(a.slots.slot(d) for d in shape_of(v)) for v in lowering.graph.inputs)
     output_dims = tuple(tuple(a.slots.slot(d) for d in shape_of(v)) for v in lowering.graph.outputs)
-    checked = [b for b in lives.root if isinstance(b.elements, Expr)]
+    output_bounds = tuple(
+        a.slots.slot(_bound(product(shape_of(v)), lowering, v.name))
+        if any(depends(d, lowering.bounds) for d in shape_of(v)) else None
+        for v in lowering.graph.outputs
+    )  # fmt: skip
+    checked = [b for b in lives.root if isinstance(sizes[b], Expr)]
     checks = [(size_slots[b], 0, LARGEST) for b in checked]
     evaluate = [p.EVALUATE, 0, len(a.slots.code), 0, len(a.moves), 0, len(a.addresses), 0, len(checks)]
+    again = _Again(a)
+    emitted = iter(rows)
+    for row in lowering.rows:
+        if isinstance(row, Label):
+            continue
+        numbers = next(emitted)
+        if isinstance(row, Jump):
+            numbers[1] = places[row.target]
+        elif isinstance(row, Assign):
+            numbers.extend(again.ranges(row))
     program = Program(
         rows=_table([evaluate, *rows], p.ROW_NUMBERS),
         words=np.array(a.words, np.int64),
@@ -167,7 +210,7 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blue
     )
     return Blueprint(
         program=program,
-        codes=tuple(codes[symbol] for symbol in index),
+        codes=tuple(codes[name] for name in index),
         weights=tuple(lowering.weights),
         steps=tuple(lowering.steps),
         input_dims=input_dims,
@@ -176,8 +219,63 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blue
         size_slots=size_slots,
         arena_rows=tuple(a.arena_rows),
         check_rows=tuple(checked),
+        rows=len(lowering.rows),
+        output_bounds=output_bounds,
+        names={name: a.slots.slot(symbol(name)) for name in (*symbols, *lowering.bounds)},
         arena_limit=lowering.env.limits.tensor_bytes,
     )
+
+
+def _bound(size: Known, lowering: Lowering, label: str) -> Known:
+    """The most elements that something has. Raises NotImplemented where nothing tells."""
+    most = upper(size, lowering.bounds)
+    if most is None:
+        raise NotImplemented("nothing tells how large a tensor may become", value=label, found=str(size))
+    return most
+
+
+class _Again:
+    """Appends to an assembler's tables what rows compute again: all that depends on the names that they change."""
+
+    def __init__(self, a: _Assembler) -> None:
+        self.a = a
+        self.code, self.moves, self.addresses = list(a.slots.code), list(a.moves), list(a.addresses)
+        self.arena = {row: (buffer, offset) for row, buffer, offset in a.arena_rows}
+        self.names: dict[int, frozenset[int]] = {
+            slot: frozenset((slot,)) for slot in (a.slots.slot(symbol(name)) for name in a.lowering.bounds)
+        }
+        """The slots of names that a slot depends on."""
+        for operation, target, first, second in self.code:
+            found = self.names.get(first, frozenset()) | self.names.get(second, frozenset())
+            if found:
+                self.names[target] = found
+
+    def ranges(self, row: Assign) -> list[int]:
+        a, slots = self.a, self.a.slots
+        loaded = frozenset(slots.slot(symbol(name)) for name in row.loaded)
+        given = {slots.slot(symbol(name)): slots.slot(value) for name, value in row.values.items()}
+        begins = len(slots.code), len(a.moves), len(a.addresses)
+        slots.code.extend(c for c in self.code if self._depends(c[1], loaded))
+        # Through slots of their own: a value may be an expression of another name that changes here too.
+        held = {target: slots.hold() if len(given) > 1 else source for target, source in given.items()}
+        if len(given) > 1:
+            slots.code.extend((p.COPY, held[target], source, 0) for target, source in given.items())
+        slots.code.extend((p.COPY, target, source, 0) for target, source in held.items())
+        changed = loaded | frozenset(given)
+        if given:
+            slots.code.extend(c for c in self.code if self._depends(c[1], frozenset(given)))
+        a.moves.extend(m for m in self.moves if self._depends(m[1], changed))
+        for number, entry in enumerate(self.addresses):
+            if self._depends(entry[3], changed):
+                if number in self.arena:
+                    a.arena_rows.append((len(a.addresses), *self.arena[number]))
+                a.addresses.append(entry)
+        a.addresses.extend(entry for entry in a.io if self._depends(entry[3], changed))
+        ends = len(slots.code), len(a.moves), len(a.addresses)
+        return [n for pair in zip(begins, ends, strict=True) for n in pair]
+
+    def _depends(self, slot: int, names: frozenset[int]) -> bool:
+        return not names.isdisjoint(self.names.get(slot, frozenset()))
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> p.Table:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from whet.codegen.target import Target
-from whet.compiler.step import Step, Word, address
+from whet.compiler.bounds import upper
+from whet.compiler.step import Assign, Jump, Label, Load, Row, Step, Word, address
 from whet.compiler.views import Buffer, View, dense_strides, hint, memory_order, product
 from whet.compiler.weights import STORE, Array, Weight
 from whet.config import DEFAULT_LIMITS, Limits
 from whet.dtypes import DType
 from whet.errors import NotImplemented
 from whet.graph import Graph, Node, TensorData, TensorType, Value
-from whet.graph.dims import Known
+from whet.graph.dims import Known, minimum
 from whet.kernels.base import KernelSpec
 
 PARALLEL_NS = 6000.0
@@ -51,15 +52,21 @@ class Lowering:
         self.graph = graph
         self.env = env
         self.target = env.target
-        self.steps: list[Step] = []
+        self.rows: list[Row] = []
+        self.loops: list[tuple[int, int]] = []
+        """Ranges of rows that repeat."""
+        self.bounds: dict[str, Known | None] = {}
+        """The names that the rows find out, and the most that each may be."""
         self.inputs: list[Buffer] = []
         self.outputs: list[Buffer] = []
         self.weights: list[Weight] = []
+        self._names = 0
         self.buffers: list[Buffer] = []
         """Buffers of the arena."""
         self.node: Node | None = None
         self.tape_readers: dict[Node, object] = {}
         self._views: dict[Value, View] = {}
+        self._wanted: dict[Value, View] = {}
         self._weight_buffers: dict[Hashable, Buffer] = {}
         self._destinations: dict[Value, Destination] = {}
         self._output_of: dict[Value, Buffer] = {}
@@ -138,6 +145,10 @@ class Lowering:
         """Ask that `value` be written as the slice of `parent` that starts at `offset` along `axis`."""
         self._destinations[value] = Destination(parent, axis, offset)
 
+    def want(self, value: Value, view: View) -> None:
+        """Ask that `value` be written at `view`, a view of its shape."""
+        self._wanted[value] = view
+
     def new(self, value: Value, order: Sequence[int] | None = None) -> View:
         """Memory for a value that a step is going to write, dense in `order` (C order unless given).
 
@@ -154,11 +165,13 @@ class Lowering:
     def _placed(self, value: Value, order: tuple[int, ...] | None) -> View | None:
         shape = shape_of(value)
         destination = self._destinations.get(value)
+        view = self._wanted.get(value)
         if destination is not None:
             parent = self._views.get(destination.parent)
             if parent is None:
                 parent = self.new(destination.parent, order)
             view = parent.slice(destination.axis, destination.offset, shape[destination.axis])
+        if view is not None:
             wanted = dense_strides(shape, order)
             probe = View(view.buffer, shape, wanted)
             same = memory_order(_without_ones(probe)) == memory_order(_without_ones(view))
@@ -208,8 +221,46 @@ class Lowering:
             tactic or type(spec).__name__.lower(),
             ops or (self.node.op if self.node is not None else ""),
         )
-        self.steps.append(step)
+        self.rows.append(step)
         return step
+
+    @property
+    def steps(self) -> list[Step]:
+        """The rows that run kernels."""
+        return [row for row in self.rows if isinstance(row, Step)]
+
+    # Control
+
+    def name(self, label: str) -> str:
+        """A name for a number that rows are going to find out; no other name is like it."""
+        self._names += 1
+        return f"{label} #{self._names}"
+
+    def load(self, names: Mapping[str, tuple[View, Known | None]]) -> None:
+        """Let names become the numbers that stand at the start of views, each with the most that it may be."""
+        for name, (view, bound) in names.items():
+            self.bounds[name] = bound
+            self.rows.append(Load(name, address(view), view.element, self.node, (view.buffer,)))
+        self.rows.append(Assign({}, tuple(names)))
+
+    def assign(self, values: Mapping[str, Known], bound: Known | None = None) -> None:
+        """Let names become the values of expressions, computed with what the names are before.
+
+        The most that a new name may be is told by its expression, and by `bound` where given.
+        """
+        for name, value in values.items():
+            if name not in self.bounds:
+                most = upper(value, self.bounds)
+                self.bounds[name] = most if bound is None else bound if most is None else minimum(most, bound)
+        self.rows.append(Assign(dict(values)))
+
+    def label(self, label: Label) -> None:
+        """Let jumps to `label` go on with the next row."""
+        self.rows.append(label)
+
+    def jump(self, target: Label, unless: Known | None = None) -> None:
+        """Go on at `target`, or only if `unless` is 0."""
+        self.rows.append(Jump(target, unless))
 
     def refuse(self, reason: str) -> NotImplemented:
         """The error for a node that claimed to be lowered and cannot be: a defect of its claim."""

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whet.compiler.step import Step
+from whet.compiler.step import Row, Step
 from whet.compiler.views import Buffer
 
 ALIGNMENT = 64
@@ -31,12 +31,13 @@ class Lifetimes:
     """For each buffer the one whose memory it uses."""
 
 
-def lifetimes(steps: Sequence[Step], loops: Sequence[tuple[int, int]] = ()) -> Lifetimes:
-    """The lives of all arena buffers. `loops` are ranges of steps that repeat: what enters one lives to its end."""
+def lifetimes(rows: Sequence[Row], loops: Sequence[tuple[int, int]] = ()) -> Lifetimes:
+    """The lives of all arena buffers. `loops` are ranges of rows that repeat: what enters one lives to its end, and
+    what leaves one lives from its start. What does neither is written in each round before it is read."""
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
-    for index, step in enumerate(steps):
-        for buffer in (*step.reads, *step.writes):
+    for index, row in enumerate(rows):
+        for buffer in (*row.reads, *row.writes):
             if buffer.place == "arena":
                 first.setdefault(buffer, index)
                 last[buffer] = index
@@ -44,9 +45,8 @@ def lifetimes(steps: Sequence[Step], loops: Sequence[tuple[int, int]] = ()) -> L
         for buffer in first:
             if first[buffer] < begin <= last[buffer] < end:
                 last[buffer] = end - 1
-            elif begin <= first[buffer] < end:
-                # Written in one round and perhaps read in the next: it lives as long as the loop.
-                first[buffer], last[buffer] = begin, max(last[buffer], end - 1)
+            elif begin <= first[buffer] < end <= last[buffer]:
+                first[buffer] = begin
     root: dict[Buffer, Buffer] = {buffer: buffer for buffer in first}
 
     def find(buffer: Buffer) -> Buffer:
@@ -54,8 +54,8 @@ def lifetimes(steps: Sequence[Step], loops: Sequence[tuple[int, int]] = ()) -> L
             buffer = root[buffer]
         return buffer
 
-    for index, step in enumerate(steps):
-        for source, result in step.in_place:
+    for index, step in enumerate(rows):
+        for source, result in step.in_place if isinstance(step, Step) else ():
             if source.place != "arena" or result.place != "arena":
                 continue
             a, b = find(source), find(result)

@@ -42,6 +42,10 @@ class SlotTable:
             found = self._known[value] = self._expression(value)
         return found
 
+    def hold(self) -> int:
+        """A slot that no number has."""
+        return self._new(0)
+
     def _new(self, start: int) -> int:
         self.initial.append(start)
         return len(self.initial) - 1

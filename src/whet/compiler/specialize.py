@@ -24,7 +24,8 @@ from whet.passes.pipeline import Pipeline
 
 SETTLE: Pipeline = (
     ShapePropagation(),
-    Repeat((ConstantFolding(), BranchInlining(), DeadCode(), ShapePropagation())),
+    # Branches first: what a branch that is not taken holds may make no sense with the extents at hand.
+    Repeat((BranchInlining(), DeadCode(), ConstantFolding(), ShapePropagation())),
     DeadCode(),
 )
 """What makes structural values disappear: folded shapes, branches taken, nothing that nobody reads."""

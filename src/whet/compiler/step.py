@@ -1,4 +1,4 @@
-"""Steps: what the lowering of a graph emits, before memory has addresses."""
+"""Rows: what the lowering of a graph emits, before memory has addresses. Most are steps; the others decide what runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from whet.compiler.views import Buffer, View
+from whet.dtypes import DType
 from whet.graph import Node
 from whet.graph.dims import Known
 from whet.kernels.base import KernelSpec
@@ -47,3 +48,47 @@ class Step:
     tactic: str = ""
     ops: str = ""
     extra: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Label:
+    """A place among the rows that others go on with; does nothing itself."""
+
+    reads: tuple[Buffer, ...] = ()
+    writes: tuple[Buffer, ...] = ()
+
+
+@dataclass(slots=True)
+class Jump:
+    """Go on at `target`; where `unless` is given, only if that number is 0."""
+
+    target: Label
+    unless: Known | None = None
+    reads: tuple[Buffer, ...] = ()
+    writes: tuple[Buffer, ...] = ()
+
+
+@dataclass(slots=True)
+class Load:
+    """The name becomes the number in memory (int64, int32 or bool)."""
+
+    name: str
+    source: Address
+    dtype: DType
+    node: Node | None
+    reads: tuple[Buffer, ...]
+    writes: tuple[Buffer, ...] = ()
+
+
+@dataclass(slots=True)
+class Assign:
+    """Names become expressions of what names were before; then all that depends on those, or on the names `loaded`
+    since the last such row, is computed again."""
+
+    values: Mapping[str, Known]
+    loaded: tuple[str, ...] = ()
+    reads: tuple[Buffer, ...] = ()
+    writes: tuple[Buffer, ...] = ()
+
+
+Row = Step | Label | Jump | Load | Assign

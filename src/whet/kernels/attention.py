@@ -12,6 +12,9 @@ from whet.kernels.attention_parts import Head
 from whet.kernels.attention_rows import RowMemory, attend_rows
 from whet.kernels.base import Frame
 
+_FAR = 1 << 40
+"""A window as wide as this has no limit; wider ones are cut, so that sums with positions do not overflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
@@ -28,7 +31,7 @@ class Attention:
       it are not read (`lengths`);
     - offset: the position of query 0 among the keys (`causal` or a window, without `offset_from_lengths`, which puts
       the last query at the last key of its batch entry);
-    - left, right: how far a query sees to both sides (`left_window`, `right_window`; both at least 0);
+    - left, right: how far a query sees to both sides (`left_window`, `right_window` without `causal`; at least 0);
     - mask: address of float32 addends or of bools (true: seen), and its strides mask_batch, mask_head, mask_row,
       mask_key, 0 along an extent that is broadcast (`mask`);
     - sink: address of one float32 for each query head, the score of a further key whose value is 0 (`sink`).
@@ -124,11 +127,10 @@ class _Words:
         position = row + (end - self.queries if spec.offset_from_lengths else self.offset)
         upper = lower = None
         if self.right is not None:
-            # Far limits are cut so that they cannot overflow further on.
-            upper = minimum(maximum(position + self.right, -(1 << 62)), self.keys)
+            upper = minimum(position + minimum(k.index(self.right), _FAR), self.keys)
             end = minimum(end, maximum(upper + rows, 0))
         if self.left is not None:
-            lower = position - self.left
+            lower = position - minimum(self.left, _FAR)
             first = maximum(lower, 0)
         mask = None
         if self.mask is not None:

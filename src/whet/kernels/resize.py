@@ -10,7 +10,7 @@ from whet.dtypes import INT32, INT64, DType
 from whet.kernels.base import Frame
 from whet.kernels.copy import element_of
 from whet.kernels.gather import copy_row
-from whet.kernels.walk import axes, load, over_vectors, plus, store, tiles, times, working
+from whet.kernels.walk import Tile, axes, load, over_vectors, plus, store, tiles, times, working
 
 Term = Callable[[Operand, Value], Value]
 """One element of a sum: term(tap, what the sum is so far)."""
@@ -52,20 +52,35 @@ class Nearest:
                 source = plus(source, times(position, over.strides["x"][d]))
             row, target = x + source, out + at.offsets["out"]
             with k.when(inside):
-                if inner:
+                if inner and self.filled:
                     stride = over.strides["x"][-1]
                     with k.loop(at.stop, start=at.start) as i:
                         position = convert(tables[rank - 1].load(i), INT64)
                         with k.when(position >= 0):
                             target.store(row.load(position * stride), i)
-                        if self.filled:
-                            with k.otherwise():
-                                target.store(fill, i)
+                        with k.otherwise():
+                            target.store(fill, i)
+                elif inner:
+                    _looked_up(frame, row, over.strides["x"][-1], tables[rank - 1], target, at)
                 else:
                     copy_row(k, row, target, at.start, at.stop)
             if self.filled:
                 with k.otherwise(), k.loop(at.stop, start=at.start) as i:
                     target.store(fill, i)
+
+
+def _looked_up(frame: Frame, row: Pointer, stride: Operand, table: Pointer, target: Pointer, at: Tile) -> None:
+    """target[i] = row[table[i]] over a tile."""
+    # Small elements would be gathered one by one anyhow.
+    lanes = frame.target.lanes(target.dtype) if target.dtype.bits >= 32 else 1
+
+    def part(_: int, offset: Operand, mask: Value | None) -> None:
+        i = plus(at.start, offset)
+        offsets = convert(_row(table, i, lanes, mask), INT64) * stride
+        found = row.load(offsets) if lanes == 1 else row.gather(offsets, mask)
+        store(target, found, i, mask)
+
+    over_vectors(frame.k, at.stop - at.start, lanes, 2, part)
 
 
 @dataclass(frozen=True, slots=True)

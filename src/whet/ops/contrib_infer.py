@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from whet.dtypes import FLOAT32, INT32, STRING
 from whet.graph import Node, Shape, TensorType, Type
 from whet.graph.dims import Dim, floor_div
-from whet.ops.common import broadcast_inputs, dtype_of, required, shape_of
+from whet.ops.common import axis_in, broadcast_inputs, dtype_of, required, shape_of
 from whet.ops.matmul import product_shape
 
 
@@ -22,6 +22,16 @@ def skip_layer_norm(node: Node) -> Sequence[Type | None]:
     x = shape_of(source)
     reduced = TensorType(FLOAT32, None if x is None else (*x[:-1], 1))
     return (source.type, reduced, reduced, source.type)
+
+
+def simplified_layer_norm(node: Node) -> Sequence[Type | None]:
+    """SimplifiedLayerNormalization: the result in the scale's type, and the inverse deviation."""
+    x = shape_of(required(node, 0))
+    if x is None:
+        return (TensorType(dtype_of(node.input(1))), TensorType(FLOAT32))
+    axis = axis_in(node.int_attr("axis", -1), len(x))
+    reduced = (*x[:axis], *(1,) * (len(x) - axis))
+    return (TensorType(dtype_of(node.input(1)), x), TensorType(FLOAT32, reduced))
 
 
 def embed_layer_norm(node: Node) -> Sequence[Type | None]:

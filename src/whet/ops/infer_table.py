@@ -140,6 +140,7 @@ INFER: dict[str, Infer] = {
         elementwise.same,
     ),
     "com.microsoft.Tokenizer": contrib_infer.tokenizer,
+    "com.microsoft.SimplifiedLayerNormalization": contrib_infer.simplified_layer_norm,
     "com.microsoft.SkipLayerNormalization": contrib_infer.skip_layer_norm,
     "com.microsoft.SkipSimplifiedLayerNormalization": contrib_infer.skip_layer_norm,
     "com.microsoft.EmbedLayerNormalization": contrib_infer.embed_layer_norm,

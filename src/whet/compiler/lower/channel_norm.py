@@ -94,8 +94,9 @@ def _coefficients(ctx: Lowering, node: Node, operands: Sequence[Value], wide: DT
 
         def made() -> tuple[Array, Array]:
             scale, bias, mean, variance = (d.numpy().astype(wide.numpy) for d in known)
-            factor = scale / np.sqrt(variance + wide.numpy.type(epsilon))
-            return factor, bias - mean * factor
+            with np.errstate(all="ignore"):
+                factor = scale / np.sqrt(variance + wide.numpy.type(epsilon))
+                return factor, bias - mean * factor
 
         key = ("batch norm", wide.name, epsilon, *(d.digest() for d in known))
         size = known[0].size

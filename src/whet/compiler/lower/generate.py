@@ -6,7 +6,7 @@ import numpy as np
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import dense
-from whet.compiler.lower.demand import dense_result, need
+from whet.compiler.lower.demand import demand, dense_result, need
 from whet.compiler.lower.pointwise import IN_MEMORY, tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
@@ -72,6 +72,7 @@ def _eye_refusal(node: Node) -> str | None:
 
 def lower_one_hot(ctx: Lowering, node: Node, group: Group | None) -> None:
     indices, values = (dense(ctx, ctx.view(need(node, i))) for i in (0, 2))
+    demand(ctx, "equal", values.shape[0], 2, "there must be two values, for off and on")
     axis = node.int_attr("axis", -1) % (indices.rank + 1)
     outer, inner = product(indices.shape[:axis]), product(indices.shape[axis:])
     with dense_result(ctx, node.output) as out:
@@ -86,8 +87,8 @@ def lower_one_hot(ctx: Lowering, node: Node, group: Group | None) -> None:
 def _one_hot_refusal(node: Node) -> str | None:
     depth = need(node, 1)
     reason = tensor_refusal(node)
-    if reason is None and need(node, 2).shape not in ((2,), (None,)):
-        reason = "its values are not two"
+    if reason is None and len(need(node, 2).shape or ()) != 1:
+        reason = "its values are no vector"
     return reason or ("its depth is no scalar" if len(depth.shape or ()) > 1 else None)
 
 

@@ -25,7 +25,8 @@ from whet.kernels.expression import Tape
 from whet.kernels.norm import LayerNorm
 
 RMS = frozenset(
-    {"RMSNormalization", "SimplifiedLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization"}
+    {"RMSNormalization", "SimplifiedLayerNormalization", "com.microsoft.SimplifiedLayerNormalization",
+     "com.microsoft.SkipSimplifiedLayerNormalization"}
 )  # fmt: skip
 """Operators that take no mean off."""
 

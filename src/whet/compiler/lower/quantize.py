@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from whet.compiler.fuse import Group
-from whet.compiler.lower.demand import demand, demand_same, need
+from whet.compiler.lower.demand import broadcast, demand_same, need
 from whet.compiler.lower.pointwise import MAX_RANK, emit_pointwise, preferred_order, tensor_refusal
 from whet.compiler.lower.quantize_scalars import (
-    bad_scale,
+    FLOATS,
     dequantize_refusal,
     dequantize_steps,
     quantize_refusal,
@@ -24,16 +24,17 @@ from whet.compiler.lowering import Lowering, dtype_of
 from whet.compiler.step import address
 from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View
-from whet.dtypes import BOOL, FLOAT32, INT4, INT8, UINT4, UINT8, DType
+from whet.dtypes import BOOL, FLOAT32, INT4, UINT4, UINT8
 from whet.graph import Node, Value
 from whet.graph.dims import Known
 from whet.kernels.check_numbers import CheckNumbers
+from whet.kernels.reduce import ReduceKind
 from whet.ops.base import Kernel
 from whet.ops.contrib.quantized import dequantize_linear as contrib_dequantize
 from whet.ops.kernels.quantize import dequantize_linear
 
-UNPACKED: dict[DType, DType] = {INT4: INT8, UINT4: UINT8}
-"""Packed types whose constants are unpacked when they are loaded."""
+PACKED = frozenset({INT4, UINT4})
+"""Types of constants that are made floats when the program is made."""
 _EVALUATE: dict[str, Kernel] = {"": dequantize_linear, "com.microsoft": contrib_dequantize}
 
 
@@ -44,9 +45,9 @@ def refusal(node: Node) -> str | None:
 
 def dequantize_form_refusal(node: Node) -> str | None:
     """Why DequantizeLinear with any form of scale cannot be lowered, or None."""
-    if _is_constant(node) and type_of(node.output) is not None and type_of(node.output) not in UNPACKED:
-        if type_of(need(node, 0)) in UNPACKED or tensor_refusal(node) is None:
-            return bad_scale(need(node, 1)) if node.domain == "" else None
+    packed = type_of(need(node, 0)) in PACKED and type_of(node.output) in FLOATS and type_of(need(node, 1)) in FLOATS
+    if packed and _is_constant(node):
+        return None
     return tensor_refusal(node) or dequantize_refusal(node) or _form_refusal(node)
 
 
@@ -98,18 +99,17 @@ def lower_quantize(ctx: Lowering, node: Node, group: Group | None) -> None:
     if block and parameters[0].rank == x.rank and x.rank:
         _emit_blocks(ctx, x, parameters, out, axis % x.rank, block, lambda s, o: emit_pointwise(ctx, done, s, [o]))
         return
-    spread_out = [spread(ctx, v, x.shape, axis).broadcast(x.shape) for v in parameters]
+    spread_out = [broadcast(ctx, spread(v, x.shape, axis), x.shape) for v in parameters]
     emit_pointwise(ctx, done, [x, *spread_out], [out])
 
 
-def spread(ctx: Lowering, view: View, shape: Sequence[Known], axis: int) -> View:
+def spread(view: View, shape: Sequence[Known], axis: int) -> View:
     """A parameter so that it broadcasts over `shape`: one number, or one for each index of `axis`."""
     if all(extent == 1 for extent in view.shape):
         while view.rank:
             view = view.drop(0)
         return view
     axis %= len(shape)
-    demand(ctx, "equal", view.shape[0], shape[axis], "a scale or zero point does not fit the axis")
     for _ in range(len(shape) - 1 - axis):
         view = view.expand_dims(view.rank)
     return view
@@ -195,8 +195,15 @@ def emit_dynamic(
     places = places or {}
     axes = range(x.rank)
     extremes = []
-    for kind in ("min", "max"):
-        found = reduce_view(ctx, x, axes, Reduction(kind), FLOAT32) if x.rank else x  # type: ignore[arg-type]
+    kinds: tuple[ReduceKind, ReduceKind] = ("min", "max")
+    for kind in kinds:
+        tape = TapeBuilder([FLOAT32])
+        stretched = tape.tape(tape.add(kind, FLOAT32, 0, tape.constant(0.0, FLOAT32)))
+        if x.rank:
+            found = reduce_view(ctx, x, axes, Reduction(kind, None, stretched), FLOAT32)
+        else:
+            found = ctx.temporary(FLOAT32, ())
+            emit_pointwise(ctx, stretched, [x], [found])
         while found.rank:
             found = found.drop(0)
         extremes.append(found)
@@ -205,10 +212,9 @@ def emit_dynamic(
     scale = places.get(1) or ctx.temporary(FLOAT32, (), label="a scale")
     zero = places.get(2) or ctx.temporary(UINT8, (), label="a zero point")
     tape = TapeBuilder([FLOAT32, FLOAT32])
-    nothing = tape.constant(0.0, FLOAT32)
-    low, high = tape.add("min", FLOAT32, 0, nothing), tape.add("max", FLOAT32, 1, nothing)
+    low, high = 0, 1
     factor = tape.add("div", FLOAT32, tape.add("sub", FLOAT32, high, low), tape.constant(255.0, FLOAT32))
-    is_zero = tape.add("equal", BOOL, factor, nothing)
+    is_zero = tape.add("equal", BOOL, factor, tape.constant(0.0, FLOAT32))
     factor = tape.add("where", FLOAT32, is_zero, tape.constant(1.0, FLOAT32), factor)
     steps = tape.add("div", FLOAT32, tape.add("neg", FLOAT32, low), factor)
     offset = tape.add("round_saturate", UINT8, steps, tape.constant(0, UINT8))

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from whet.compiler.lower.scalar_rule import ScalarRule, result_type
 from whet.compiler.tape import TapeBuilder, computed
-from whet.dtypes import BOOL, FLOAT16, FLOAT32, FLOAT64, INT8, INT16, INT32, UINT8, UINT16, DType
+from whet.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, FLOAT64, INT8, INT16, INT32, UINT8, UINT16, DType
 from whet.graph import Node, TensorType, Value
 
 STORED = frozenset({INT8, UINT8, INT16, UINT16})
 """Types that QuantizeLinear makes."""
-FLOATS = frozenset({FLOAT32, FLOAT16, FLOAT64})
+FLOATS = frozenset({FLOAT32, FLOAT16, BFLOAT16})
 
 
 def type_of(value: Value | None) -> DType | None:

@@ -239,6 +239,8 @@ class CpuExecutable:
         outputs = [(shape, dtype.numpy) for shape, dtype in zip(shapes, specialization.dtypes, strict=True)]
         limit = self._env.limits.tensor_bytes
         for name, (shape, dtype) in zip(specialization.output_names, outputs, strict=True):
+            if min(shape, default=0) < 0:
+                raise InvalidArgument("the inputs leave a result less than no elements", value=name, found=shape)
             if math.prod(shape) * dtype.itemsize > limit:
                 raise ResourceExhausted(
                     "the result would be larger than the limit", value=name,

@@ -16,7 +16,7 @@ PROVIDER = "CPUExecutionProvider"
 
 def step_events(blueprint: Blueprint, program: Program, stamps: Table, context: RunContext) -> Iterator[ProfileEvent]:
     """Events of the rows that were done: operators, tactic, arithmetic and bytes, so that rates can be told."""
-    extents = {name: context.slot(i) for i, name in enumerate(program.symbols)}
+    extents = {name: context.slot(slot) for name, slot in blueprint.names.items()}
 
     def number(value: Known) -> int:
         return value if isinstance(value, int) else value.evaluate(extents)
