@@ -5,7 +5,7 @@ from __future__ import annotations
 from whet.codegen.irtypes import LanguageError, integer_range, ir_type, suffix
 from whet.codegen.ops import absolute, clamp, is_nan
 from whet.codegen.values import Value, select
-from whet.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, FLOAT64, UINT16, UINT32, DType
+from whet.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, FLOAT64, INT32, UINT16, UINT32, DType
 
 
 def reinterpret(x: Value, dtype: DType) -> Value:
@@ -81,11 +81,22 @@ def _to_float(x: Value, dtype: DType) -> Value:
 
 
 def _to_integer(x: Value, dtype: DType) -> Value:
+    if x.dtype is FLOAT32 and dtype is INT32:
+        return _single_to_int32(x)
     kind = "fptosi" if dtype.kind == "int" else "fptoui"
     target = ir_type(dtype, x.lanes)
     name = f"llvm.{kind}.sat.{suffix(target)}.{suffix(x.type_text)}"
     result = x.emitter.intrinsic(name, target, [(x.type_text, x.name)])
     return Value(x.emitter, dtype, x.lanes, result)
+
+
+def _single_to_int32(x: Value) -> Value:
+    """What `llvm.fptosi.sat` does, which x86-64 has to build from far more instructions."""
+    low, high = -(2.0**31), 2.0**31
+    # The largest float32 below 2**31: what is at least 2**31 is replaced afterwards.
+    inside = clamp(x, low, high - 128)
+    whole = _cast(select(is_nan(x), 0.0, inside), "fptosi", INT32)
+    return select(x >= high, whole.like(integer_range(INT32)[1]), whole)
 
 
 def _widened(x: Value) -> Value:

@@ -42,7 +42,7 @@ class ShortRun:
         shapes = []
         for name, dtype in self._inputs:
             array = feed.get(name)
-            if type(array) is not np.ndarray or array.dtype is not dtype:
+            if type(array) is not np.ndarray or (array.dtype is not dtype and array.dtype != dtype):
                 return None
             flags = array.flags
             if not (flags.c_contiguous and flags.aligned):

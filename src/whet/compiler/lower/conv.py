@@ -10,8 +10,8 @@ import numpy as np
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import cast_copy, copy, relayout
-from whet.compiler.lower.epilogue import Finish, finish, takes_group
-from whet.compiler.lower.matmul import ELEMENTS, emit_rows, pack_at_run, same_whole
+from whet.compiler.lower.epilogue import Begin, Extra, Finish, finish, takes_group
+from whet.compiler.lower.matmul import ELEMENTS, After, emit_rows, pack_at_run, same_whole
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
@@ -96,55 +96,77 @@ def lower_conv(ctx: Lowering, node: Node, group: Group | None) -> None:
     x, w, bias = node.input(0), node.input(1), node.input(2)
     assert x is not None
     assert w is not None
-    element = computed(dtype_of(node.output))
-    view = ctx.view(x)
-    if view.element is not element:
-        view = cast_copy(ctx, view, element)
+    extras: list[Extra] = [] if bias is None else [(vector(ctx, ctx.view(bias)), "column")]
+    lower_window(ctx, node, group, ctx.view(x), w, extras)
+
+
+def lower_window(
+    ctx: Lowering, node: Node, group: Group | None, x: View, w: Value, extras: Sequence[Extra],
+    after: After | None = None, *, element: DType | None = None, begin: Begin | None = None, nhwc: bool = False,
+) -> None:  # fmt: skip
+    """Emit a node's convolution of `x` [images, channels, ..] with `w`, whose sums have type `element`.
+
+    To the sums `extras` are added, then comes what `after` does; or `begin` says what becomes of them. With
+    `nhwc` the node's result has its channels behind its spatial axes (as `extras` that are whole have).
+    """
+    element = element or computed(dtype_of(node.output))
+    if x.element is not element:
+        x = cast_copy(ctx, x, element)
     weights = tuple(int(d) for d in shape_of(w) if isinstance(d, int))
     rank = len(weights) - 2
-    kernel = weights[2:]
+    last, first = (0, *range(2, 2 + rank), 1), (0, 1 + rank, *range(1, 1 + rank))
     shape = shape_of(node.output)
-    window = window_of(node, kernel, view.shape[2:], shape[2:])
+    if nhwc:
+        shape = tuple(shape[axis] for axis in first)
+    window = window_of(node, weights[2:], x.shape[2:], shape[2:])
     if window is None:
         raise ctx.refuse("its padding depends on extents that are not known")
     groups = node.int_attr("group", 1)
-    geometry = Geometry(
-        window, groups, weights[1], weights[0] // groups, shape[0], view.shape[2:], shape[2:]
-    )  # fmt: skip
+    geometry = Geometry(window, groups, weights[1], weights[0] // groups, shape[0], x.shape[2:], shape[2:])
+    kind = element
 
-    def begin(tape: TapeBuilder, total: int, operands: Sequence[int]) -> int:
+    def add(tape: TapeBuilder, total: int, operands: Sequence[int]) -> int:
         for operand in operands:
-            total = tape.add("add", element, total, tape.cast(operand, element))
-        return total
+            total = tape.add("add", kind, total, tape.cast(operand, kind))
+        return total if after is None else after(tape, total)
 
-    extras = [] if bias is None else [(_bias(ctx, bias), "column")]
-    done = finish(ctx, node, group, element, -1 - rank, extras, begin)  # type: ignore[arg-type]
-    order = (0, *range(2, 2 + rank), 1)
-    out = ctx.new(done.result, order)
+    done = finish(ctx, node, group, element, -1 if nhwc else -1 - rank, extras, begin or add)
+    if nhwc:
+        out = ctx.new(done.result).transpose(first)
+        moved = [v.transpose(first) if k == "full" else v for v, k in zip(done.operands, done.kinds, strict=True)]
+        done = Finish(done.epilogue, tuple(moved), done.kinds, done.result, done.ops)
+    else:
+        out = ctx.new(done.result, last)
     target = out
     if _pixel_stride(out) is None:
         # Written into a part of another tensor whose rows are not evenly spaced.
-        target = ctx.temporary(out.element, out.shape, order)
+        target = ctx.temporary(out.element, out.shape, last)
     operands = tuple(
-        _pixels(ctx, v.broadcast(out.shape), order) if kind == "full" else _vector(ctx, v, kind)
+        _pixels(ctx, v.broadcast(out.shape), last) if kind == "full" else _vector(ctx, v, kind)
         for v, kind in zip(done.operands, done.kinds, strict=True)
     )
     done = Finish(done.epilogue, operands, done.kinds, done.result, done.ops)
-    pointwise = product(kernel) == 1 and all(s == 1 for s in window.strides) and not any(window.pads)
-    if groups > 1 and geometry.channels == geometry.outputs == 1 and rank < 3 and w.data is not None:
-        _emit_depthwise(ctx, geometry, channels_last(ctx, view), w, target, done, element)
-    elif pointwise and groups == 1:
-        _emit_pointwise(ctx, geometry, channels_last(ctx, view), w, target, done, element)
-    elif geometry.channels < FEW_CHANNELS:
-        _emit_im2col(ctx, geometry, view, w, target, done, element)
-    else:
-        _emit_direct(ctx, geometry, channels_last(ctx, view), w, target, done, element)
+    emit_window(ctx, geometry, x, w, target, done, element)
     if target is not out:
         copy(ctx, target, out)
 
 
-def _bias(ctx: Lowering, bias: Value) -> View:
-    view = ctx.view(bias)
+def emit_window(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    """Emit a convolution by the tactic that suits its extents; pixels of `out` are evenly spaced, channels a row."""
+    window = g.window
+    pointwise = product(window.kernel) == 1 and all(s == 1 for s in window.strides) and not any(window.pads)
+    if g.groups > 1 and g.channels == g.outputs == 1 and window.rank < 3 and w.data is not None:
+        _emit_depthwise(ctx, g, channels_last(ctx, x), w, out, done, element)
+    elif pointwise and g.groups == 1:
+        _emit_pointwise(ctx, g, channels_last(ctx, x), w, out, done, element)
+    elif g.channels < FEW_CHANNELS:
+        _emit_im2col(ctx, g, x, w, out, done, element)
+    else:
+        _emit_direct(ctx, g, channels_last(ctx, x), w, out, done, element)
+
+
+def vector(ctx: Lowering, view: View) -> View:
+    """A bias whose numbers are neighbours."""
     return view if view.unit(0) else relayout(ctx, view)
 
 

@@ -16,12 +16,17 @@ from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, collapse, dense_strides, hint, product
-from whet.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
+from whet.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT32, INT64, UINT32, UINT64, DType
 from whet.graph import Node, Value
 from whet.graph.dims import Known, ceil_div
 from whet.kernels.gemm import Gemm, PackB, choose_tile, pack_b
 
 ELEMENTS = frozenset({FLOAT32, FLOAT64, FLOAT16, BFLOAT16})
+PRODUCTS = ELEMENTS | {INT32, INT64, UINT32, UINT64}
+"""Types of matrix products; integers keep the low bits of their sums."""
+
+After = Callable[[TapeBuilder, int], int]
+"""More work on a product's own result."""
 
 
 def refusal(node: Node) -> str | None:
@@ -29,8 +34,12 @@ def refusal(node: Node) -> str | None:
     reason = tensor_refusal(node)
     if reason is not None:
         return reason
-    if dtype_of(node.output) not in ELEMENTS:
-        return f"no matrix product of {dtype_of(node.output)}"
+    dtype = dtype_of(node.output)
+    if dtype not in PRODUCTS:
+        return f"no matrix product of {dtype}"
+    if node.op == "Gemm" and dtype.is_integer:
+        if node.float_attr("alpha", 1.0) != 1.0 or node.float_attr("beta", 1.0) not in (0.0, 1.0):
+            return "its factors are not for integers"
     return None
 
 
@@ -66,7 +75,7 @@ def lower_matmul(ctx: Lowering, node: Node, group: Group | None) -> None:
     emit_product(ctx, left, b, False, element, target, done)
 
 
-def lower_gemm(ctx: Lowering, node: Node, group: Group | None) -> None:
+def lower_gemm(ctx: Lowering, node: Node, group: Group | None, after: After | None = None) -> None:
     a, b, c = node.input(0), node.input(1), node.input(2)
     assert a is not None
     assert b is not None
@@ -92,7 +101,7 @@ def lower_gemm(ctx: Lowering, node: Node, group: Group | None) -> None:
             if beta != 1.0:
                 term = tape.add("mul", element, term, tape.constant(beta, element))
             total = tape.add("add", element, total, term)
-        return total
+        return total if after is None else after(tape, total)
 
     done = finish(ctx, node, group, element, -1, extras, begin)
     out = ctx.new(done.result)
