@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.compiler_cases import BFLOAT16, FLOAT, FLOAT16, INT8, INT16, UINT8, UINT16, check, feeds, node_model, run
+from tests.compiler_cases import BFLOAT16, FLOAT, FLOAT16, INT8, INT16, INT32, REFERENCE, UINT8, UINT16, UINT32, check, feeds, node_model, run
 from whet.errors import InvalidArgument
 
 Array = np.ndarray[Any, Any]
@@ -142,3 +142,207 @@ def test_contrib_forms(kind: int, form: str) -> None:
         given = [integers(random, x.shape, STORED[kind]), scales(random, own, FLOATS[scale]), zero]
         model = node_model("DequantizeLinear", given, (scale,), attributes, domain="com.microsoft")
         check(model, feeds(model, given), 0)
+
+
+# Integer products
+
+KINDS = [(np.uint8, np.uint8), (np.uint8, np.int8), (np.int8, np.int8), (np.int8, np.uint8)]
+ONNX_KIND = {np.uint8: UINT8, np.int8: INT8}
+MS = "com.microsoft"
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("shapes", [((7, 19), (19, 35)), ((2, 3, 7, 300), (300, 16)), ((2, 5, 9), (2, 9, 17))])
+def test_matmul_integer(shapes: Any, kinds: Any, symbolic: bool) -> None:
+    random = np.random.default_rng(8)
+    a, b = integers(random, shapes[0], kinds[0]), integers(random, shapes[1], kinds[1])
+    one = [integers(random, (), kinds[0]), integers(random, (), kinds[1])]
+    each = [integers(random, (a.shape[-2],), kinds[0]), integers(random, (b.shape[-1],), kinds[1])]
+    for zeros in ([], one, each):
+        if zeros is each and symbolic:
+            continue
+        given = [a, b, *zeros]
+        for constants in ((), (1,), (1, 3)):
+            if 3 in constants and not zeros:
+                continue
+            model = node_model("MatMulInteger", given, (INT32,), constants=constants, symbolic=symbolic)
+            check(model, feeds(model, given))
+
+
+def test_matmul_integer_wraps() -> None:
+    a, b = np.full((1, 40000), 255, np.uint8), np.full((40000, 3), 255, np.uint8)
+    model = node_model("MatMulInteger", [a, b], (INT32,), constants=(1,))
+    check(model, feeds(model, [a, b]))
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("form", ["one", "columns", "rows"])
+def test_qlinear_matmul(form: str, kinds: Any) -> None:
+    random = np.random.default_rng(9)
+    a, b = integers(random, (2, 7, 33), kinds[0]), integers(random, (33, 21), kinds[1])
+    rows, columns = ((7, 1) if form == "rows" else ()), ((21,) if form == "columns" else ())
+    if form == "rows":
+        a = a[0]
+        rows = (7,)
+    given = [
+        a, scales(random, rows), integers(random, rows, kinds[0]), b, scales(random, columns),
+        integers(random, columns, kinds[1]), np.float32(3.7).reshape(()), integers(random, (), kinds[0]),
+    ]  # fmt: skip
+    for constants in ((1, 2, 3, 4, 5, 6, 7), ()):
+        model = node_model("QLinearMatMul", given, (ONNX_KIND[kinds[0]],), constants=constants)
+        check(model, feeds(model, given))
+
+
+CONVS = {
+    "plain": ((2, 5, 9, 11), (7, 5, 3, 3), {"pads": [1, 0, 2, 1]}),
+    "wide": ((1, 16, 9, 11), (24, 16, 3, 3), {"pads": [1] * 4, "strides": [2, 1]}),
+    "pointwise": ((2, 16, 5, 6), (24, 16, 1, 1), {}),
+    "depthwise": ((1, 20, 9, 9), (20, 1, 3, 3), {"group": 20, "pads": [1] * 4}),
+    "groups": ((1, 8, 9, 9), (12, 4, 3, 3), {"group": 2, "dilations": [2, 2]}),
+    "one axis": ((1, 9, 30), (12, 9, 5), {"pads": [2, 2]}),
+}
+
+
+@pytest.mark.parametrize("case", CONVS)
+@pytest.mark.parametrize("kinds", KINDS[1:3])
+def test_conv_integer(case: str, kinds: Any) -> None:
+    random = np.random.default_rng(10)
+    shape, weights, attributes = CONVS[case]
+    x, w = integers(random, shape, kinds[0]), integers(random, weights, kinds[1])
+    for zeros in ([], [integers(random, (), kinds[0]), integers(random, (weights[0],), kinds[1])]):
+        given = [x, w, *zeros]
+        for constants in ((1,), (1, 3), ()):
+            if 3 in constants and not zeros:
+                continue
+            model = node_model("ConvInteger", given, (INT32,), attributes, constants=constants)
+            check(model, feeds(model, given))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("domain", ["", MS])
+@pytest.mark.parametrize("case", CONVS)
+def test_qlinear_conv(case: str, domain: str, last: bool) -> None:
+    if last and domain == "":
+        pytest.skip("only com.microsoft has channels last")
+    random = np.random.default_rng(11)
+    shape, weights, attributes = CONVS[case]
+    x, w = integers(random, shape, np.uint8), integers(random, weights, np.int8)
+    if last:
+        x, attributes = np.ascontiguousarray(np.moveaxis(x, 1, -1)), {**attributes, "channels_last": 1}
+    filters = (weights[0],)
+    given = [
+        x, scales(random, ()), integers(random, (), np.uint8), w, scales(random, filters),
+        np.zeros(filters, np.int8), np.float32(2.3).reshape(()), integers(random, (), np.uint8),
+        random.integers(-9999, 9999, filters).astype(np.int32),
+    ]  # fmt: skip
+    for some in (given, given[:8]):
+        for constants in (tuple(range(1, len(some))), (3,), ()):
+            model = node_model("QLinearConv", some, (UINT8,), attributes, domain=domain, constants=constants)
+            check(model, feeds(model, some))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("kinds", KINDS)
+def test_scaled_products(kinds: Any, columns: bool) -> None:
+    random = np.random.default_rng(12)
+    own = (21,) if columns else ()
+    a, b = integers(random, (2, 7, 33), kinds[0]), integers(random, (33, 21), kinds[1])
+    bias = random.standard_normal(21).astype(np.float32)
+    given: list[Array | None] = [
+        a, b, scales(random, ()), scales(random, own), integers(random, (), kinds[0]),
+        integers(random, own, kinds[1]), bias,
+    ]  # fmt: skip
+    for some in (given, given[:4]):
+        for constants in ((1, 3), ()):
+            model = node_model("MatMulIntegerToFloat", some, (FLOAT,), domain=MS, constants=constants)
+            check(model, feeds(model, some), 1e-6)
+    x = random.standard_normal((2, 7, 33)).astype(np.float32)
+    given = [x, b, scales(random, own), integers(random, own, kinds[1]), bias]
+    for some in (given, given[:3], [*given[:3], None, bias]):
+        model = node_model("DynamicQuantizeMatMul", some, (FLOAT,), domain=MS, constants=(1, 2))
+        check(model, feeds(model, some), 1e-6)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(("trans_a", "trans_b"), [(0, 0), (1, 1)])
+def test_qgemm(trans_a: int, trans_b: int, quantized: bool) -> None:
+    random = np.random.default_rng(13)
+    a, b = integers(random, (7, 33), np.uint8), integers(random, (33, 21), np.int8)
+    given: list[Array | None] = [
+        a.T.copy() if trans_a else a, scales(random, ()), integers(random, (), np.uint8),
+        b.T.copy() if trans_b else b, scales(random, (21,)), np.zeros(21, np.int8),
+        random.integers(-999, 999, (1, 21)).astype(np.int32),
+    ]  # fmt: skip
+    if quantized:
+        given += [np.float32(2.1).reshape(()), np.array(7, np.uint8)]
+    for some in (given, [*given[:6], None, *given[7:]]):
+        for constants in ((3, 4, 5, 6), ()):
+            held = tuple(i for i in constants if some[i] is not None)
+            attributes = {"transA": trans_a, "transB": trans_b, "alpha": 0.6}
+            kind = UINT8 if quantized else FLOAT
+            model = node_model("QGemm", some, (kind,), attributes, domain=MS, constants=held)
+            check(model, feeds(model, some), 1e-6)
+
+
+# Operators on 8-bit tensors
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_qlinear_pointwise(dtype: Any, symbolic: bool) -> None:
+    random = np.random.default_rng(14)
+    kind = ONNX_KIND[dtype]
+    a = [integers(random, (3, 5, 19), dtype), scales(random, ()), integers(random, (), dtype)]
+    b = [integers(random, (5, 19), dtype), scales(random, ()), integers(random, (), dtype)]
+    result = [np.float32(0.13).reshape(()), integers(random, (), dtype)]
+    condition = random.integers(0, 2, (3, 5, 19)).astype(bool)
+    cases: list[tuple[str, list[Array], dict[str, Any]]] = [
+        ("QLinearAdd", [*a, *b, *result], {}),
+        ("QLinearMul", [*a, *b, *result], {}),
+        ("QLinearSigmoid", [*a, np.float32(1 / 256).reshape(()), result[1]], {}),
+        ("QLinearLeakyRelu", [*a, *result], {"alpha": 0.2}),
+        ("QLinearWhere", [condition, *a, *a[:1], *b[1:], *result], {}),
+    ]
+    for op, given, attributes in cases:
+        if symbolic and op in ("QLinearAdd", "QLinearMul", "QLinearWhere"):
+            continue
+        model = node_model(op, given, (kind,), attributes, domain=MS, symbolic=symbolic)
+        if op == "QLinearSigmoid":
+            found, expected = run(model, feeds(model, given)), run(model, feeds(model, given), REFERENCE)
+            assert np.abs(found[0].astype(int) - expected[0].astype(int)).max() <= 1
+        else:
+            check(model, feeds(model, given))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_qlinear_others(dtype: Any) -> None:
+    random = np.random.default_rng(15)
+    kind = ONNX_KIND[dtype]
+    parts = [
+        [integers(random, (2, extent, 7), dtype), scales(random, ()), integers(random, (), dtype)]
+        for extent in (3, 1, 4)
+    ]
+    given = [np.float32(0.11).reshape(()), np.array(3, dtype), *(v for part in parts for v in part)]
+    model = node_model("QLinearConcat", given, (kind,), {"axis": 1}, domain=MS)
+    check(model, feeds(model, given))
+    x = integers(random, (2, 9, 5, 6), dtype)
+    own = [scales(random, ()), integers(random, (), dtype), np.float32(0.017).reshape(()), np.array(5, dtype)]
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("QLinearGlobalAveragePool", {"channels_last": 0}),
+        ("QLinearGlobalAveragePool", {"channels_last": 1}),
+        ("QLinearReduceMean", {"axes": [1, 3], "keepdims": 0}),
+        ("QLinearReduceMean", {"axes": [-1], "keepdims": 1}),
+    ]
+    for op, attributes in cases:
+        model = node_model(op, [x, *own], (kind,), attributes, domain=MS)
+        found, expected = run(model, feeds(model, [x, *own])), run(model, feeds(model, [x, *own]), REFERENCE)
+        assert found[0].shape == expected[0].shape
+        assert np.abs(found[0].astype(int) - expected[0].astype(int)).max() <= 1
+    wide = UINT32 if dtype is np.uint8 else INT32
+    model = node_model("ReduceSumInteger", [x], (wide,), {"axes": [1, 2]}, domain=MS)
+    check(model, feeds(model, [x]))
+    model = node_model(
+        "MulInteger", [x, np.array(3, dtype), x[:, :1], np.array(9, dtype)], (INT32,), {}, domain=MS
+    )
+    check(model, feeds(model, [x, np.array(3, dtype), x[:, :1], np.array(9, dtype)]))

@@ -85,6 +85,12 @@ class Pointer:
     def store_masked(self, mask: Value, value: Operand, offset: Operand = 0) -> None:
         """Write the lanes where `mask` is true; other memory is not touched."""
         lanes = self._mask_lanes(mask)
+        only = _only_lane(mask)
+        if only is not None:
+            # LLVM 22 writes too many bytes where it narrows elements and one lane of a constant mask is true.
+            element = value.lane(only) if isinstance(value, Value) and value.lanes > 1 else value
+            self.store(element, offset if only == 0 else _index(self.emitter, offset) + only)
+            return
         stored = self._to_storage(value, lanes)
         place = self + offset
         operands = [
@@ -230,6 +236,14 @@ class Pointer:
             return value
         text = f"zext {value.type_text} {value.name} to {ir_type(UINT8, value.lanes)}"
         return Value(self.emitter, UINT8, value.lanes, self.emitter.assign(text))
+
+
+def _only_lane(mask: Value) -> int | None:
+    """The one lane of a constant mask that is true, or None where there are more or the mask is no constant."""
+    if not mask.name.startswith("<i1"):
+        return None
+    lanes = [i for i, lane in enumerate(mask.name[1:-1].split(", ")) if lane.endswith("true")]
+    return lanes[0] if len(lanes) == 1 else None
 
 
 def _index(emitter: Emitter, offset: Operand) -> Value:

@@ -53,6 +53,11 @@ class Blueprint:
     arena_limit: int
 
     @property
+    def open_outputs(self) -> tuple[int, ...]:
+        """The outputs whose extents are known after a run only."""
+        return tuple(i for i, bound in enumerate(self.output_bounds) if bound is not None)
+
+    @property
     def is_static(self) -> bool:
         """Whether nothing of this program is decided at run."""
         return not self.program.symbols
@@ -167,7 +172,8 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blue
             tiles = a.number(row.tiles)
             node = nodes.setdefault(row.node.label if row.node is not None else "", len(nodes))
             rows.append([p.KERNEL, kernel, first, tiles, int(row.parallel), node])
-    lives = lifetimes(lowering.rows, lowering.loops)
+    numbers_of = {row: number for number, row in enumerate(lowering.rows) if isinstance(row, Label)}
+    lives = lifetimes(lowering.rows, [(numbers_of[begin], numbers_of[end] + 1) for begin, end in lowering.loops])
     sizes = {b: _bound(b.elements, lowering, b.label) for b in lives.root}
     size_slots = {b: a.slots.slot(size) for b, size in sizes.items()}
     input_dims = tuple(tuple(a.slots.slot(d) for d in shape_of(v)) for v in lowering.graph.inputs)

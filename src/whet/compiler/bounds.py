@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from whet.graph.dims import Atom, Expr, Known, floor_div, maximum, minimum
 from whet.ops.common import never_negative
 
-Bounds = Mapping[str, Known | None]
-"""For each name that a run finds out the most that it may be, None where there is no most. None is ever negative."""
+
+class Bounds(dict[str, Known | None]):
+    """For each name that a run finds out the most that it may be, None where there is no most. No name is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: dict[tuple[str, ...], Known] = {}
+        """The most that products of names may be, where that is less than the product of their bounds."""
+
 
 Range = tuple[Known | None, Known | None]
 """Least and most; None where there is none."""
@@ -31,12 +38,25 @@ def _range(value: Known, bounds: Bounds) -> Range:
     least: Known | None = 0
     most: Known | None = 0
     for monomial, coefficient in value.terms.items():
-        low, high = _product([_atom(atom, bounds) for atom in monomial])
+        atoms, joined = _join(monomial, bounds)
+        low, high = _product([*joined, *(_atom(atom, bounds) for atom in atoms)])
         if coefficient < 0:
             low, high = high, low
         least = None if least is None or low is None else least + low * coefficient
         most = None if most is None or high is None else most + high * coefficient
     return least, most
+
+
+def _join(monomial: Sequence[Atom], bounds: Bounds) -> tuple[list[Atom], list[Range]]:
+    """A monomial without the products of names that have a bound together, and the ranges of those."""
+    atoms, joined = list(monomial), list[Range]()
+    for names, most in bounds.products.items():
+        group = [Atom("name", (name,)) for name in names]
+        if all(atom in atoms for atom in group):
+            for atom in group:
+                atoms.remove(atom)
+            joined.append((0, upper(most, bounds)))
+    return atoms, joined
 
 
 def _product(factors: list[Range]) -> Range:

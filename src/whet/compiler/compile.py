@@ -8,7 +8,9 @@ from whet.compiler.lower.outputs import finish_outputs, place_outputs
 from whet.compiler.lower.pointwise import lower_group
 from whet.compiler.lower.table import ANCHORS, LOWER, is_pointwise
 from whet.compiler.lowering import LowerEnv, Lowering
+from whet.compiler.prune import drop_unread
 from whet.compiler.specialize import Specialized
+from whet.graph import Graph
 
 
 def compile_graph(specialized: Specialized, env: LowerEnv) -> Blueprint:
@@ -20,11 +22,18 @@ def compile_graph(specialized: Specialized, env: LowerEnv) -> Blueprint:
 
 
 def lower_graph(specialized: Specialized, env: LowerEnv) -> Lowering:
-    """The steps of a specialized graph."""
-    graph = specialized.graph
-    ctx = Lowering(graph, env)
+    """The rows of a specialized graph."""
+    ctx = Lowering(specialized.graph, env, lower_nodes)
+    lower_nodes(ctx, specialized.graph)
+    finish_outputs(ctx)
+    drop_unread(ctx)
+    return ctx
+
+
+def lower_nodes(ctx: Lowering, graph: Graph) -> None:
+    """Emit the rows of a graph's nodes: of the main graph, or of one whose inputs have been given memory."""
     groups = form_groups(graph, is_pointwise, ANCHORS)
-    place_outputs(ctx, groups)
+    place_outputs(ctx, graph)
     for item in order_of_work(graph, groups):
         if isinstance(item, Group):
             anchor = item.anchor
@@ -39,5 +48,3 @@ def lower_graph(specialized: Specialized, env: LowerEnv) -> Lowering:
             if rule is None:
                 raise ctx.refuse(f"no lowering for {item.op}")
             rule.lower(ctx, item, None)
-    finish_outputs(ctx)
-    return ctx

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from whet.codegen.target import Target
-from whet.compiler.bounds import upper
+from whet.compiler.bounds import Bounds, upper
 from whet.compiler.step import Assign, Jump, Label, Load, Row, Step, Word, address
 from whet.compiler.views import Buffer, View, dense_strides, hint, memory_order, product
 from whet.compiler.weights import STORE, Array, Weight
@@ -16,7 +16,7 @@ from whet.config import DEFAULT_LIMITS, Limits
 from whet.dtypes import DType
 from whet.errors import NotImplemented
 from whet.graph import Graph, Node, TensorData, TensorType, Value
-from whet.graph.dims import Known, minimum
+from whet.graph.dims import Expr, Known, minimum
 from whet.kernels.base import KernelSpec
 
 PARALLEL_NS = 6000.0
@@ -45,17 +45,21 @@ class Destination:
     offset: Known
 
 
+LowerNodes = Callable[["Lowering", Graph], None]
+
+
 class Lowering:
     """Lowers a graph whose shapes are all known, as numbers or symbolically, in topological order of its nodes."""
 
-    def __init__(self, graph: Graph, env: LowerEnv) -> None:
+    def __init__(self, graph: Graph, env: LowerEnv, lower_nodes: LowerNodes) -> None:
         self.graph = graph
+        self.lower_nodes = lower_nodes
         self.env = env
         self.target = env.target
         self.rows: list[Row] = []
-        self.loops: list[tuple[int, int]] = []
-        """Ranges of rows that repeat."""
-        self.bounds: dict[str, Known | None] = {}
+        self.loops: list[tuple[Label, Label]] = []
+        """The first and the last row of what repeats."""
+        self.bounds = Bounds()
         """The names that the rows find out, and the most that each may be."""
         self.inputs: list[Buffer] = []
         self.outputs: list[Buffer] = []
@@ -70,6 +74,7 @@ class Lowering:
         self._weight_buffers: dict[Hashable, Buffer] = {}
         self._destinations: dict[Value, Destination] = {}
         self._output_of: dict[Value, Buffer] = {}
+        self._symbols = {name for v in graph.inputs for d in shape_of(v) if isinstance(d, Expr) for name in d.names()}
         for index, value in enumerate(graph.inputs):
             shape, dtype = shape_of(value), dtype_of(value)
             buffer = Buffer("input", dtype, product(shape), index, value.name)
@@ -235,6 +240,18 @@ class Lowering:
         """A name for a number that rows are going to find out; no other name is like it."""
         self._names += 1
         return f"{label} #{self._names}"
+
+    def is_open(self, value: Known) -> bool:
+        """Whether the number is one that a run finds out."""
+        return isinstance(value, Expr) and not value.names() <= self._symbols
+
+    def undeclared(self, value: Value) -> dict[int, str]:
+        """The axes of a value whose extents the rows must find out, with their names."""
+        names = {axis: d.name for axis, d in enumerate(shape_of(value)) if isinstance(d, Expr)}
+        return {
+            axis: name for axis, name in names.items()
+            if name is not None and name not in self._symbols and name not in self.bounds
+        }  # fmt: skip
 
     def load(self, names: Mapping[str, tuple[View, Known | None]]) -> None:
         """Let names become the numbers that stand at the start of views, each with the most that it may be."""

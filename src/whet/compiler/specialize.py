@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from whet.compiler.claim import is_decided_at_run
+from whet.compiler.extents import name_extents
 from whet.compiler.structural import structural_inputs
 from whet.compiler.weights import Array
 from whet.config import Limits
@@ -55,9 +57,7 @@ class Specializer:
         self._model = model
         self._limits = limits
         self.inputs = tuple(model.graph.inputs)
-        self.structural = structural_inputs(model.graph)
-        self.needs_extents = any(True for node in model.graph.all_nodes() if any(True for _ in node.subgraphs()))
-        """Whether specializations are made for fixed extents, because a branch or loop may depend on them."""
+        self.structural = structural_inputs(model.graph, lambda node: is_decided_at_run(node, model.graph.inputs))
 
     def specialize(self, values: Mapping[int, Array], shapes: Sequence[tuple[int, ...]] | None = None) -> Specialized:
         """The graph for these structural values (by input), with free extents, or those of `shapes` where given.
@@ -76,6 +76,7 @@ class Specializer:
         changed |= _forget(graph, set(symbols))
         if changed:
             PassDriver(model, self._limits).run(SETTLE)
+        name_extents(graph)
         _check(graph)
         return Specialized(model, tuple(symbols), tuple(symbols.values()))
 
@@ -145,12 +146,13 @@ def _fix(value: Value, array: Array) -> None:
 
 
 def _check(graph: Graph) -> None:
-    for value in (*(v for node in graph for v in node.outputs if v.use_count), *graph.outputs):
-        shape = value.shape
-        if shape is None or any(d is None for d in shape):
-            raise NotImplemented(
-                "an extent stays unknown until the model runs",
-                node=value.producer.label if value.producer is not None else None,
-                value=value.name,
-                found=str(value.type),
-            )
+    for inner in graph.all_graphs():
+        for value in (*(v for node in inner for v in node.outputs if v.use_count), *inner.outputs):
+            shape = value.shape
+            if shape is None or any(d is None for d in shape):
+                raise NotImplemented(
+                    "an extent stays unknown until the model runs",
+                    node=value.producer.label if value.producer is not None else None,
+                    value=value.name,
+                    found=str(value.type),
+                )

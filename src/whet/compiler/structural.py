@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from whet.graph import Graph, Node, TensorType, Value
 
@@ -24,6 +24,7 @@ SHAPE_OPERANDS: dict[str, tuple[int, ...]] = {
     "CumProd": (1,),
     "Trilu": (1,),
     "If": (0,),
+    "Loop": (0,),
     "AffineGrid": (1,),
     "CenterCropPad": (1,),
     "HannWindow": (0,),
@@ -62,6 +63,9 @@ MOST_ELEMENTS = 64
 
 def shape_operands(node: Node) -> Iterable[Value]:
     """The operands of `node` that must be known before its program is made."""
+    if node.op == "Loop" and len(node.outputs) == len(node.inputs) - 2:
+        # Nothing grows by the number of rounds.
+        return
     for index in SHAPE_OPERANDS.get(node.op, ()):
         value = node.input(index)
         if value is not None:
@@ -84,13 +88,13 @@ def sources(
         node = here.producer
         if node is None:
             if inputs is not None and here not in inputs:
-                if _known(here):
+                if is_known(here):
                     continue
                 return f"it depends on {here.name!r}, which changes from one iteration to the next"
             if not _small(here):
                 return f"it depends on the elements of {here.name!r}, which is not small"
             found[here] = None
-        elif node.op in ALWAYS_KNOWN or _known(here):
+        elif node.op in ALWAYS_KNOWN or is_known(here):
             continue
         elif node.op in SMALL:
             waiting.extend(v for v in (*node.inputs, *node.captured()) if v is not None)
@@ -99,17 +103,21 @@ def sources(
     return None
 
 
-def structural_inputs(graph: Graph) -> tuple[int, ...]:
-    """Positions of the graph inputs whose elements are constants of a specialization."""
+def structural_inputs(graph: Graph, skip: Callable[[Node], bool] = lambda node: False) -> tuple[int, ...]:
+    """Positions of the graph inputs whose elements are constants of a specialization.
+
+    Operands of nodes that `skip` names do not count.
+    """
     found: dict[Value, None] = {}
     seen: set[Value] = set()
     for node in graph.all_nodes():
         for value in shape_operands(node):
-            sources(value, found, seen)
+            if not skip(node):
+                sources(value, found, seen)
     return tuple(i for i, value in enumerate(graph.inputs) if value in found)
 
 
-def _known(value: Value) -> bool:
+def is_known(value: Value) -> bool:
     return value.symbolic is not None and all(e is not None for e in value.symbolic)
 
 

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from whet.codegen.lang import Operand, Pointer, Value, broadcast, clamp, convert, fma, integer_range, round_even, select
+from whet.codegen.lang import (
+    Operand,
+    Pointer,
+    Value,
+    broadcast,
+    clamp,
+    convert,
+    fma,
+    integer_range,
+    minimum,
+    prefix_mask,
+    round_even,
+    select,
+    shuffle,
+)
 from whet.dtypes import INT32, INT64, DType
 from whet.kernels.base import Frame
 from whet.kernels.copy import element_of
 from whet.kernels.gather import copy_row
-from whet.kernels.walk import Tile, axes, load, over_vectors, plus, store, tiles, times, working
+from whet.kernels.grid import Walk, ceil_div
+from whet.kernels.walk import axes, load, over_vectors, plus, store, tiles, times, working
 
 Term = Callable[[Operand, Value], Value]
 """One element of a sum: term(tap, what the sum is so far)."""
@@ -24,7 +39,8 @@ class Nearest:
     """out[i0, .., in] = x[t0[i0], .., tn[in]], with a table of positions (int32) where `indexed`, else i itself.
 
     The last dimension has stride 1 in out, and in x unless it is indexed. A negative position makes the whole slice
-    `fill`, where that is asked for. Words: `x`, `out` addresses; `fill`, the address of one element, with `filled`;
+    `fill`, where that is asked for. With `repeats` the last dimension has no table: every element of x, which has
+    stride 1 there too, stands so many times in out, and `tile` is a multiple of it. Words: `x`, `out` addresses; `fill`, the address of one element, with `filled`;
     `n0`.. extents, `x_n0`.., `out_n0`.. strides; `table{d}`, the address of each table; `tile`: elements of the last
     dimension in one tile. Grid: n0 * ... * ceil(last / tile).
     """
@@ -32,6 +48,7 @@ class Nearest:
     element_bytes: int
     indexed: tuple[bool, ...]
     filled: bool = False
+    repeats: int | None = None
 
     def emit(self, frame: Frame) -> None:
         k, element, rank = frame.k, element_of(self.element_bytes), len(self.indexed)
@@ -40,17 +57,26 @@ class Nearest:
         inner = self.indexed[-1]
         over = axes(frame, "n", rank, ("x", "out"), unit=("out",) if inner else ("x", "out"))
         tables = {d: frame.address(f"table{d}", INT32) for d in range(rank) if self.indexed[d]}
-        tile = frame.number("tile")
-        with tiles(frame, over, tile) as (at, _):
-            source: Operand = 0
+        tile = k.index(frame.number("tile"))
+        last = k.index(over.extents[-1])
+        steps = {
+            "x": [0 if d in tables else stride for d, stride in enumerate(over.strides["x"][:-1])],
+            "out": list(over.strides["out"][:-1]),
+        }
+        walk = Walk(
+            k, [1, *over.extents[:-1], ceil_div(k, last, tile)], {n: [0, *s, 0] for n, s in steps.items()}, frame.begin
+        )  # fmt: skip
+        with frame.tiles():
+            source: Operand = walk.offset("x")
             inside: Value = k.index(0) == 0
-            for d, coordinate in enumerate(at.coordinates):
-                position = coordinate
-                if d in tables:
-                    position = convert(tables[d].load(coordinate), INT64)
+            for d in tables:
+                if d < rank - 1:
+                    position = convert(tables[d].load(walk.index(d + 1)), INT64)
                     inside = inside & (position >= 0)
-                source = plus(source, times(position, over.strides["x"][d]))
-            row, target = x + source, out + at.offsets["out"]
+                    source = plus(source, times(position, over.strides["x"][d]))
+            start = walk.index(rank) * tile
+            at = _Span(start, minimum(start + tile, last))
+            row, target = x + source, out + walk.offset("out")
             with k.when(inside):
                 if inner and self.filled:
                     stride = over.strides["x"][-1]
@@ -60,6 +86,8 @@ class Nearest:
                             target.store(row.load(position * stride), i)
                         with k.otherwise():
                             target.store(fill, i)
+                elif self.repeats is not None:
+                    _repeated(frame, row, target, at, self.repeats)
                 elif inner:
                     _looked_up(frame, row, over.strides["x"][-1], tables[rank - 1], target, at)
                 else:
@@ -67,9 +95,36 @@ class Nearest:
             if self.filled:
                 with k.otherwise(), k.loop(at.stop, start=at.start) as i:
                     target.store(fill, i)
+            walk.advance()
 
 
-def _looked_up(frame: Frame, row: Pointer, stride: Operand, table: Pointer, target: Pointer, at: Tile) -> None:
+@dataclass(frozen=True)
+class _Span:
+    """Elements of the last dimension."""
+
+    start: Value
+    stop: Value
+
+
+def _repeated(frame: Frame, row: Pointer, target: Pointer, at: _Span, repeats: int) -> None:
+    """target[i] = row[i / repeats] over a span that begins and ends with an element of the row."""
+    lanes = frame.target.lanes(target.dtype)
+    first, count = at.start / repeats, (at.stop - at.start) / repeats
+
+    def part(_: int, offset: Operand, mask: Value | None) -> None:
+        i = plus(first, offset)
+        found = load(row, i, lanes, mask)
+        for part in range(repeats):
+            spread = shuffle(found, None, [(part * lanes + lane) // repeats for lane in range(lanes)])
+            left = (k.index(count) - offset) * repeats - part * lanes
+            place = times(i, repeats) + part * lanes
+            store(target, spread, place, None if mask is None else prefix_mask(left, lanes))
+
+    k = frame.k
+    over_vectors(k, count, lanes, 1, part)
+
+
+def _looked_up(frame: Frame, row: Pointer, stride: Operand, table: Pointer, target: Pointer, at: _Span) -> None:
     """target[i] = row[table[i]] over a tile."""
     # Small elements would be gathered one by one anyhow.
     lanes = frame.target.lanes(target.dtype) if target.dtype.bits >= 32 else 1

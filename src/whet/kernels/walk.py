@@ -33,9 +33,6 @@ def store(pointer: Pointer, value: Value, offset: Operand, mask: Value | None = 
     stored = convert(value, pointer.dtype)
     if mask is None:
         pointer.store(stored, offset)
-    elif mask.name.startswith("<i1 true, i1 false"):
-        # LLVM 22 writes too many bytes where it narrows elements and one lane of a constant mask is true.
-        pointer.store(stored.lane(0), offset)
     else:
         pointer.store_masked(mask, stored, offset)
 

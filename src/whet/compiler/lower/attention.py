@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import cast_copy, copy, relayout
+from whet.compiler.lower.demand import broadcast, demand, demand_same
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
@@ -88,6 +89,8 @@ def lower_attention(ctx: Lowering, node: Node, group: Group | None) -> None:
     assert v is not None
     heads, kv_heads = node.int_attr("q_num_heads", 0), node.int_attr("kv_num_heads", 0)
     query, key, value = _heads(ctx, q, heads), _heads(ctx, k, kv_heads), _heads(ctx, v, kv_heads)
+    demand_same(ctx, key.shape[:3], value.shape[:3], "keys and values have different extents")
+    demand(ctx, "equal", query.shape[0], key.shape[0], "queries and keys have different batches")
     offset: Known = 0
     if past_key is not None and past_value is not None:
         offset = shape_of(past_key)[2]
@@ -147,6 +150,8 @@ def _heads(ctx: Lowering, value: Value, heads: int) -> View:
 def _joined(ctx: Lowering, past: Value, new: View, present: Value | None) -> View:
     """Past and new keys or values one behind the other, which is an output of the node where it has one."""
     before = ctx.view(past)
+    for axis in (0, 1, 3):
+        demand(ctx, "equal", before.shape[axis], new.shape[axis], "past and new keys or values do not fit")
     shape = (*before.shape[:2], before.shape[2] + new.shape[2], before.shape[3])
     element = before.element
     if present is not None:
@@ -199,6 +204,7 @@ def emit_attention(
             words[f"mask_{axis_name}"] = mask.strides[axis]
         reads.append(mask)
     if lengths is not None:
+        demand(ctx, "equal", lengths.size, batch, "there is not one length for each batch entry")
         words["lengths"] = address(lengths)
         reads.append(lengths)
     tiles = batch * heads * ceil_div(queries, spec.tile_rows(ctx.target))
@@ -209,7 +215,7 @@ def emit_attention(
 def _mask(ctx: Lowering, mask: View, shape: Sequence[Known]) -> View:
     if mask.element not in (FLOAT32, BOOL):
         mask = cast_copy(ctx, mask, FLOAT32)
-    return mask.broadcast(tuple(shape))
+    return broadcast(ctx, mask, tuple(shape))
 
 
 ATTENTION = Rule(lower_attention, refusal)

@@ -99,7 +99,7 @@ def _scaled_silu(tape: TapeBuilder, node: Node, args: Sequence[int | None]) -> i
 
 def _scale_refusal(node: Node) -> str | None:
     scale = node.input(1)
-    if scale is not None and any(extent != 1 for extent in scale.shape or (None,)):
+    if scale is not None and (scale.shape is None or any(extent != 1 for extent in scale.shape)):
         return "its scale is not known to be one number"
     x = node.input(0)
     if scale is not None and x is not None and len(scale.shape or ()) > len(x.shape or ()):

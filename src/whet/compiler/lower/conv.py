@@ -10,6 +10,7 @@ import numpy as np
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import cast_copy, copy, relayout
+from whet.compiler.lower.demand import demand
 from whet.compiler.lower.epilogue import Begin, Extra, Finish, finish, takes_group
 from whet.compiler.lower.matmul import ELEMENTS, After, emit_rows, pack_at_run, same_whole
 from whet.compiler.lower.pointwise import tensor_refusal
@@ -20,7 +21,7 @@ from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, product
 from whet.dtypes import DType
 from whet.graph import Node, Value
-from whet.graph.dims import Known, ceil_div
+from whet.graph.dims import Dim, Known, ceil_div
 from whet.kernels.conv import Conv, Window, choose_conv_tile, pack_conv_weights
 from whet.kernels.depthwise import Depthwise, choose_depthwise_tile, pack_depthwise_weights
 from whet.kernels.im2col import ConvIm2col
@@ -74,7 +75,11 @@ def refusal(node: Node) -> str | None:
     x, w = node.inputs[0], node.inputs[1]
     assert x is not None
     assert w is not None
-    shape, weights = x.shape or (), w.shape or ()
+    return window_refusal(node, x.shape or (), w.shape or ())
+
+
+def window_refusal(node: Node, shape: Sequence[Dim], weights: Sequence[Dim]) -> str | None:
+    """Why a convolution over an image [images, channels, ..] cannot be lowered, whatever its types; or None."""
     if not 3 <= len(shape) <= 5:
         return f"no convolution with {len(shape) - 2} spatial axes"
     if not all(isinstance(d, int) for d in weights):
@@ -97,6 +102,8 @@ def lower_conv(ctx: Lowering, node: Node, group: Group | None) -> None:
     assert x is not None
     assert w is not None
     extras: list[Extra] = [] if bias is None else [(vector(ctx, ctx.view(bias)), "column")]
+    if bias is not None:
+        demand(ctx, "equal", shape_of(bias)[0], shape_of(w)[0], "the bias of a convolution has another extent")
     lower_window(ctx, node, group, ctx.view(x), w, extras)
 
 
@@ -122,6 +129,7 @@ def lower_window(
     if window is None:
         raise ctx.refuse("its padding depends on extents that are not known")
     groups = node.int_attr("group", 1)
+    demand(ctx, "equal", x.shape[1], weights[1] * groups, "the channels of a convolution differ from its weights'")
     geometry = Geometry(window, groups, weights[1], weights[0] // groups, shape[0], x.shape[2:], shape[2:])
     kind = element
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import cast_copy, relayout
+from whet.compiler.lower.demand import broadcast, demand
 from whet.compiler.lower.epilogue import Extra, Finish, finish, operand_kind, takes_group
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
@@ -37,9 +38,9 @@ def refusal(node: Node) -> str | None:
     dtype = dtype_of(node.output)
     if dtype not in PRODUCTS:
         return f"no matrix product of {dtype}"
-    if node.op == "Gemm" and dtype.is_integer:
-        if node.float_attr("alpha", 1.0) != 1.0 or node.float_attr("beta", 1.0) not in (0.0, 1.0):
-            return "its factors are not for integers"
+    factors = node.float_attr("alpha", 1.0), node.float_attr("beta", 1.0)
+    if dtype.is_integer and (factors[0] != 1.0 or factors[1] not in (0.0, 1.0)):
+        return "its factors are not for integers"
     return None
 
 
@@ -58,10 +59,14 @@ def lower_matmul(ctx: Lowering, node: Node, group: Group | None) -> None:
     assert a is not None
     assert b is not None
     element = computed(dtype_of(node.output))
-    left = ctx.view(a) if a.data is None or len(shape_of(a)) else ctx.view(a)
+    left = ctx.view(a)
     a_shape, b_shape = shape_of(a), shape_of(b)
     if len(a_shape) == 1:
         left = left.expand_dims(0)
+    b_rows = b_shape[-2] if len(b_shape) > 1 else b_shape[0]
+    demand(ctx, "equal", a_shape[-1], b_rows, "the inner extents of a matrix product differ")
+    for own in (a_shape[:-2], b_shape[:-2]):
+        _demand_batch(ctx, own, shape_of(node.output), len(a_shape) > 1, len(b_shape) > 1)
     done = finish(ctx, node, group, element, -1)
     shape = shape_of(done.result)
     # A vector's missing dimension stands in the product's shape as 1.
@@ -83,6 +88,8 @@ def lower_gemm(ctx: Lowering, node: Node, group: Group | None, after: After | No
     left = ctx.view(a)
     if node.int_attr("transA", 0):
         left = left.transpose((1, 0))
+    b_shape, turned = shape_of(b), bool(node.int_attr("transB", 0))
+    demand(ctx, "equal", left.shape[1], b_shape[1 if turned else 0], "the inner extents of a matrix product differ")
     alpha, beta = node.float_attr("alpha", 1.0), node.float_attr("beta", 1.0)
     extras: list[Extra] = []
     shape = shape_of(node.output)
@@ -90,7 +97,7 @@ def lower_gemm(ctx: Lowering, node: Node, group: Group | None, after: After | No
         kind = operand_kind(shape_of(c), shape, -1)
         view = ctx.view(c)
         if kind is None:
-            view, kind = relayout(ctx, view.broadcast(shape)), "full"
+            view, kind = relayout(ctx, broadcast(ctx, view, shape)), "full"
         extras.append((view, kind))
 
     def begin(tape: TapeBuilder, total: int, operands: Sequence[int]) -> int:
@@ -105,7 +112,15 @@ def lower_gemm(ctx: Lowering, node: Node, group: Group | None, after: After | No
 
     done = finish(ctx, node, group, element, -1, extras, begin)
     out = ctx.new(done.result)
-    emit_product(ctx, left, b, bool(node.int_attr("transB", 0)), element, out, done)
+    emit_product(ctx, left, b, turned, element, out, done)
+
+
+def _demand_batch(ctx: Lowering, own: Sequence[Known], out: Sequence[Known], row: bool, column: bool) -> None:
+    """See to it that an operand's batch extents are 1 or the result's."""
+    batch = out[: len(out) - row - column]
+    for extent, wanted in zip(reversed(own), reversed(batch), strict=False):
+        if extent not in (1, wanted):
+            demand(ctx, "equal", extent, wanted, "the batches of a matrix product differ")
 
 
 def _with_ones(view: View, shape: Sequence[Known]) -> tuple[Known, ...]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import copy
 from whet.compiler.lowering import Lowering, shape_of
 from whet.compiler.views import View, dense_strides
-from whet.graph import Node, Value
+from whet.graph import Graph, Value
 from whet.graph.dims import Known
 
 VIEWS = frozenset(
@@ -17,10 +14,13 @@ VIEWS = frozenset(
 """Operators whose results may be views of their operands: nothing is written for them."""
 
 
-def place_outputs(ctx: Lowering, groups: Mapping[Node, Group]) -> None:
-    """Let the operands of a Concat be written where the result will lie, as far as they are written for it alone."""
+def place_outputs(ctx: Lowering, graph: Graph) -> None:
+    """Let the operands of a Concat be written where the result will lie, as far as they are written for it alone.
+
+    Not where that depends on numbers which a run may find out only after the first of them is written.
+    """
     placed: set[Value] = set()
-    for node in ctx.graph:
+    for node in graph:
         if node.op != "Concat":
             continue
         axis = node.int_attr("axis", 0)
@@ -32,7 +32,7 @@ def place_outputs(ctx: Lowering, groups: Mapping[Node, Group]) -> None:
             where = axis % len(shape)
             made = value.producer
             whole = shape_of(node.output)
-            fits = shape[:where] == whole[:where] and shape[where + 1 :] == whole[where + 1 :]
+            fits = not any(ctx.is_open(d) for d in whole) and shape[:where] == whole[:where] and shape[where + 1 :] == whole[where + 1 :]
             if (
                 fits and made is not None and made.op not in VIEWS and value not in placed and value not in seen
                 and not value.graph_outputs and not node.output.graph_outputs

@@ -197,10 +197,10 @@ def lower_recurrent(ctx: Lowering, node: Node, group: Group | None) -> None:
             part = y.slice(1, d, 1).drop(1)
             words |= {"y": address(part), "y_step": part.strides[0], "y_batch": part.strides[1]}
             writes.append(y)
-        for name, view in last.items():
-            if view is not None and getattr(spec, f"last_{name}"):
-                words |= {f"last_{name}": address(view.slice(0, d, 1)), f"last_{name}_batch": view.strides[1]}
-                writes.append(view)
+        for name, end in last.items():
+            if end is not None and getattr(spec, f"last_{name}"):
+                words |= {f"last_{name}": address(end.slice(0, d, 1)), f"last_{name}_batch": end.strides[1]}
+                writes.append(end)
         flops = steps * batch * columns * hidden * 2
         ctx.emit(spec, words, ceil_div(batch, spec.rows), reads, writes, flops=flops, tactic="recurrence")
 

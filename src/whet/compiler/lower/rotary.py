@@ -16,8 +16,8 @@ from whet.compiler.step import Word, address
 from whet.compiler.views import View, memory_order
 from whet.dtypes import INT32, INT64
 from whet.graph import Node, Value
-from whet.kernels.rotary import RotaryEmbedding
 from whet.kernels.rotary import Positions as Kind
+from whet.kernels.rotary import RotaryEmbedding
 
 CONTRIB = "com.microsoft.RotaryEmbedding"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from whet.compiler.lower.contrib_scalars import CONTRIB_SCALARS
+from whet.compiler.lower.qlinear_scalars import QLINEAR_SCALARS
 from whet.compiler.lower.quantize_scalars import QUANTIZE_SCALARS
 from whet.compiler.lower.scalar_rule import ScalarRule, result_type
-from whet.compiler.tape import TapeBuilder, computed
-from whet.dtypes import BOOL, DType
+from whet.compiler.tape import TapeBuilder
+from whet.dtypes import BOOL
 from whet.graph import Node, TensorType
+
 
 def _args(args: Sequence[int | None]) -> list[int]:
     return [a for a in args if a is not None]
@@ -53,7 +55,7 @@ def _identity(tape: TapeBuilder, node: Node, args: Sequence[int | None]) -> int:
 def _training(node: Node) -> str | None:
     """Why a Dropout may drop elements, or None."""
     training = node.input(2)
-    if training is None or training.data is not None and not training.data.numpy().any():
+    if training is None or (training.data is not None and not training.data.numpy().any()):
         return None
     return "it may be in training mode"
 
@@ -189,5 +191,6 @@ SCALAR_RULES: dict[str, ScalarRule] = {
     "Shrink": _with("shrink", ("bias", 0.0), ("lambd", 0.5)),
     **CONTRIB_SCALARS,
     **QUANTIZE_SCALARS,
+    **QLINEAR_SCALARS,
 }
 """Operators whose result's element depends on one element of each operand."""

@@ -8,6 +8,7 @@ from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import copy
 from whet.compiler.lower.demand import demand, integers, need
 from whet.compiler.lower.movement import kept_axes, kept_tiles, kept_words
+from whet.compiler.lower.measure import measure_top_k
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, shape_of
@@ -58,6 +59,7 @@ def lower_cumulative(ctx: Lowering, node: Node, group: Group | None) -> None:
 def lower_top_k(ctx: Lowering, node: Node, group: Group | None) -> None:
     data, first = ctx.view(need(node, 0)), node.output
     axis = node.int_attr("axis", -1) % data.rank
+    measure_top_k(ctx, node, axis)
     shape = shape_of(first)
     count = shape[axis]
     demand(ctx, "at_most", count, data.shape[axis], "K is larger than the axis is long")

@@ -6,13 +6,17 @@ from whet.compiler.fuse import AnchorTest
 from whet.compiler.lower import (
     attention,
     channel_norm,
+    control,
     conv,
+    conv_transpose,
     division,
     embed,
     gather,
     generate,
     group_norm,
+    integer_products,
     matmul,
+    measured,
     movement,
     norm,
     pool,
@@ -20,10 +24,12 @@ from whet.compiler.lower import (
     reduce,
     resize,
     rnn,
+    rotary,
     scan,
     softmax,
     views,
 )
+from whet.compiler.lower.contrib_table import CONTRIB_ANCHORS, CONTRIB_RULES
 from whet.compiler.lower.pointwise import pointwise_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lower.scalar_table import SCALAR_RULES
@@ -64,6 +70,7 @@ LOWER: dict[str, Rule] = {
     "MatMul": matmul.MATMUL,
     "Gemm": matmul.GEMM,
     "Conv": conv.CONV,
+    "ConvTranspose": conv_transpose.CONV_TRANSPOSE,
     "Div": division.DIVISION,
     "Mod": division.DIVISION,
     "Attention": attention.ATTENTION,
@@ -89,12 +96,23 @@ LOWER: dict[str, Rule] = {
     "MeanVarianceNormalization": channel_norm.MEAN_VARIANCE,
     "LRN": channel_norm.LRN,
     **dict.fromkeys(rnn.CELLS, rnn.RECURRENT),
+    "NonZero": measured.NON_ZERO,
+    "Compress": measured.COMPRESS,
+    "If": control.IF,
+    "Loop": control.LOOP,
+    "Scan": control.SCAN,
     **dict.fromkeys(pool.KINDS, pool.POOL),
     "QuantizeLinear": quantize.QUANTIZE,
     "com.microsoft.QuantizeLinear": quantize.QUANTIZE,
     "DequantizeLinear": quantize.DEQUANTIZE,
     "com.microsoft.DequantizeLinear": quantize.DEQUANTIZE,
     "DynamicQuantizeLinear": quantize.DYNAMIC_QUANTIZE,
+    "MatMulInteger": integer_products.MATMUL_INTEGER,
+    "QLinearMatMul": integer_products.QLINEAR_MATMUL,
+    "ConvInteger": integer_products.CONV_INTEGER,
+    "QLinearConv": integer_products.QLINEAR_CONV,
+    "RotaryEmbedding": rotary.ROTARY,
+    **CONTRIB_RULES,
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""
 
@@ -102,6 +120,9 @@ ANCHORS: dict[str, AnchorTest] = {
     "MatMul": matmul.takes_epilogue,
     "Gemm": matmul.takes_epilogue,
     "Conv": conv.takes_epilogue,
+    "ConvTranspose": conv_transpose.takes_epilogue,
+    "MatMulInteger": integer_products.takes_matmul_group,
+    "ConvInteger": integer_products.takes_conv_group,
     **dict.fromkeys(reduce.KINDS, reduce.takes_group),
     **dict.fromkeys(reduce.GLOBAL_KINDS, reduce.takes_global_group),
     "LayerNormalization": norm.takes_group,
@@ -116,6 +137,7 @@ ANCHORS: dict[str, AnchorTest] = {
     "InstanceNormalization": group_norm.takes_group,
     "BatchNormalization": channel_norm.takes_batch_group,
     **dict.fromkeys(pool.KINDS, pool.takes_group),
+    **CONTRIB_ANCHORS,
 }
 """Operators that can compute a pointwise group on their result before it is stored."""
 

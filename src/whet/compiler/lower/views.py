@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import copy, dense
-from whet.compiler.lower.demand import broadcast, demand, integers, numbers
+from whet.compiler.lower.demand import broadcast, demand, integers
+from whet.compiler.lower.measure import clamped_start, measure_reshape, measure_slice
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, shape_of
 from whet.compiler.views import View, dense_strides, hint, memory_order, product
 from whet.graph import Node
-from whet.graph.dims import Known, maximum, minimum
+from whet.graph.dims import Known
 
 
 def lower_reshape(ctx: Lowering, node: Node, group: Group | None) -> None:
@@ -18,6 +19,7 @@ def lower_reshape(ctx: Lowering, node: Node, group: Group | None) -> None:
     source = node.inputs[0]
     assert source is not None
     view, shape = ctx.view(source), shape_of(node.output)
+    measure_reshape(ctx, node)
     result = view.reshape(shape)
     if result is None:
         view = dense(ctx, view)
@@ -46,8 +48,7 @@ def lower_slice(ctx: Lowering, node: Node, group: Group | None) -> None:
     source = node.inputs[0]
     assert source is not None
     view, shape = ctx.view(source), shape_of(node.output)
-    starts, axes, steps = numbers(ctx, node.input(1)), integers(ctx, node.input(3)), integers(ctx, node.input(4))
-    assert starts is not None
+    starts, axes, steps = measure_slice(ctx, node), integers(ctx, node.input(3)), integers(ctx, node.input(4))
     axes = axes if axes is not None else tuple(range(len(starts)))
     steps = steps if steps is not None else (1,) * len(starts)
     for start, axis, step in zip(starts, axes, steps, strict=True):
@@ -55,13 +56,6 @@ def lower_slice(ctx: Lowering, node: Node, group: Group | None) -> None:
         first = clamped_start(start, view.shape[axis], step)
         view = view.slice(axis, first, shape[axis], step)
     ctx.define(node.output, view)
-
-
-def clamped_start(start: Known, extent: Known, step: int) -> Known:
-    """Where a slice begins, counted from the front and inside of the axis, if that is not empty."""
-    # 1 where the start is negative, which counts from the end.
-    negative = minimum(maximum(-start, 0), 1)
-    return maximum(minimum(start + negative * extent, extent if step > 0 else extent - 1), 0)
 
 
 def lower_split(ctx: Lowering, node: Node, group: Group | None) -> None:

@@ -115,7 +115,7 @@ class CpuExecutable:
         self._specializer = Specializer(subgraph.model, env.limits)
         self._lower_env = LowerEnv(host_target(), env.limits, env.goal)
         self._structural = self._specializer.structural
-        self._by_shape = self._specializer.needs_extents
+        self._by_shape = False
         self._lock = threading.Lock()
         self._specializations: OrderedDict[Any, Specialization] = OrderedDict()
         self._free: deque[Context] = deque()
@@ -187,6 +187,8 @@ class CpuExecutable:
                 outcome = self._watched(context, addresses, results, state)
             if outcome:
                 raise self._failure(context, outcome, state)
+            for index in context.plan.blueprint.open_outputs:
+                outputs[index] = _exact(outputs[index], context, context.plan.blueprint.output_dims[index])
         finally:
             self._free.append(context)
         return outputs, specialization.dtypes
@@ -235,7 +237,11 @@ class CpuExecutable:
                     "an input's shape does not agree with the other inputs'",
                     value=specialization.input_names[index], found=arrays[index].shape, expected=expected,
                 )  # fmt: skip
-        shapes = (tuple(context.native.slot(slot) for slot in dims) for dims in blueprint.output_dims)
+        bounds = blueprint.output_bounds
+        shapes = (
+            tuple(context.native.slot(slot) for slot in (dims if bound is None else (bound,)))
+            for dims, bound in zip(blueprint.output_dims, bounds, strict=True)
+        )
         outputs = [(shape, dtype.numpy) for shape, dtype in zip(shapes, specialization.dtypes, strict=True)]
         limit = self._env.limits.tensor_bytes
         for name, (shape, dtype) in zip(specialization.output_names, outputs, strict=True):
@@ -272,6 +278,14 @@ class CpuExecutable:
         if code == EXTENT_MISMATCH:
             return InvalidArgument("the extents of the operands do not fit", node=node, found=f"an extent of {element}")
         return RuntimeException("a kernel failed", node=node, found=f"status {code} at {element}")
+
+
+def _exact(room: Array, context: Context, dims: Sequence[int]) -> Array:
+    """What a run has written of an output that was given room for the largest: a copy where most would lie idle."""
+    shape = tuple(context.native.slot(slot) for slot in dims)
+    size = math.prod(shape)
+    found = room[:size].reshape(shape)
+    return found.copy() if size * 2 < room.size else found
 
 
 def _plain(value: RuntimeValue) -> Any:
