@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from whet.version import __version__
 ROUND_SECONDS = 0.25
 """What one engine's share of a round should take; slow engines run once a round."""
 
+SETTLE_SECONDS = 0.06
+"""Between two engines' turns: the threads of some spin that long after a run, on cores that the next one needs."""
+
 
 @dataclass(slots=True)
 class EngineResult:
@@ -33,6 +37,8 @@ class EngineResult:
     load_ms: float = 0.0
     first_run_ms: float = 0.0
     latency: Latency | None = None
+    timings_ms: list[float] = field(default_factory=list)
+    """Every timed run."""
     outputs: list[Any] = field(default_factory=list)
     error: str = ""
 
@@ -163,6 +169,7 @@ def run_side_by_side(
         for number in range(rounds):
             for index, (process, runs) in list(running.items()):
                 report(f"{results[index].engine}: round {number + 1} of {rounds}")
+                time.sleep(SETTLE_SECONDS)
                 try:
                     timings[index].extend(process.time_runs(runs))
                 except Fail as error:
@@ -170,4 +177,5 @@ def run_side_by_side(
                     del running[index]
     for index in running:
         results[index].latency = summarize(timings[index])
+        results[index].timings_ms = [seconds * 1e3 for seconds in timings[index]]
     return SideBySide(model, threads, rounds, results)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from whet.compiler.extents import name_extents
+from whet.compiler.extents import OPEN, name_extents, unbounded_nodes
 from whet.compiler.lower.pointwise import IN_MEMORY, pointwise_refusal, tensor_refusal
 from whet.compiler.lower.scalar_table import SCALAR_RULES
 from whet.compiler.lower.table import LOWER
 from whet.compiler.structural import SHAPE_OPERANDS, is_known, shape_operands, sources
 from whet.dtypes import INT32, INT64
 from whet.errors import InvalidGraph, NotImplemented
-from whet.graph import Node, TensorType, Value
-from whet.graph.copy import extract
+from whet.graph import Graph, Node, TensorType, Value
+from whet.graph.copy import copy_graph, extract
 from whet.graph.dims import symbol
 
 Inputs = Collection[Value]
@@ -32,6 +32,28 @@ def refusal(node: Node, inputs: Inputs) -> str | None:
     if node.op in CONTROL:
         return run_refusal(node, inputs)
     return _own_refusal(node, node, inputs)
+
+
+def unbounded(graph: Graph) -> dict[Node, str]:
+    """The nodes of a main graph that cannot follow what earlier ones leave to the data, with the reason."""
+    if not any(node.op in OPEN for node in graph):
+        return {}
+    copy = copy_graph(graph, {})
+    _name_inputs(copy)
+    originals = dict(zip(copy.all_nodes(), graph.all_nodes(), strict=True))
+
+    def guess(inner: Node) -> bool:
+        return inner.op in SHAPE_OPERANDS and _unknown_operand(inner, originals[inner], graph.inputs) is None
+
+    return {originals[node]: reason for node, reason in unbounded_nodes(copy, guess).items()}
+
+
+def _name_inputs(graph: Graph) -> None:
+    for index, value in enumerate(graph.inputs):
+        kind = value.type
+        if isinstance(kind, TensorType) and kind.shape is not None:
+            dims = [symbol(f"input {index} axis {i}") if d is None else d for i, d in enumerate(kind.shape)]
+            value.type = TensorType(kind.dtype, tuple(dims), kind.sparse)
 
 
 def _own_refusal(node: Node, original: Node, inputs: Inputs) -> str | None:
@@ -109,11 +131,7 @@ def run_refusal(node: Node, inputs: Inputs) -> str | None:
         return reason
     assert node.graph is not None
     trial = extract(node.graph, [node], [v for v in outside if v.data is None], node.outputs, "trial")
-    for index, value in enumerate(trial.inputs):
-        kind = value.type
-        assert isinstance(kind, TensorType)
-        dims = [symbol(f"input {index} axis {i}") if d is None else d for i, d in enumerate(kind.shape or ())]
-        value.type = TensorType(kind.dtype, tuple(dims))
+    _name_inputs(trial)
     originals = dict(zip(trial.all_nodes(), _with_inner(node), strict=True))
 
     def guess(inner: Node) -> bool:

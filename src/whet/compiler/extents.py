@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from whet.compiler.lower.scalar_table import SCALAR_RULES
-from whet.compiler.views import is_not_one
-from whet.errors import NotImplemented
+from whet.errors import InvalidGraph, NotImplemented
 from whet.graph import Graph, Node, TensorType, Value
-from whet.graph.dims import Dim, Expr, Known, maximum, symbol
+from whet.graph.dims import Dim, Expr, Known, maximum, minimum, symbol
 from whet.ops.common import elements
 from whet.ops.infer import infer_node
+from whet.ops.infer_table import INFER
 
 Guess = Callable[[Node], bool]
 """Whether the unknown extents of a node's results may be taken for free ones (while claims are made)."""
@@ -23,17 +23,26 @@ def name_extents(graph: Graph, guess: Guess = lambda node: False) -> None:
     the node that makes the value declares them. Raises NotImplemented naming a node whose result has an extent that
     nothing bounds, or a loop whose state changes its shape.
     """
-    if any(_is_open(v) for inner in graph.all_graphs() for v in _values(inner)) or _has_control(graph):
+    if any(node.op in MEASURED or any(map(_is_open, node.outputs)) for node in graph.all_nodes()) or _has_control(graph):
         _Namer(guess).settle(graph)
+
+
+def unbounded_nodes(graph: Graph, guess: Guess) -> dict[Node, str]:
+    """The nodes of a main graph whose results depend on extents that a run finds out in a way that nothing bounds."""
+    found: dict[Node, str] = {}
+    namer = _Namer(guess)
+    for node in graph:
+        try:
+            namer.settle_node(node)
+        except (NotImplemented, InvalidGraph) as error:
+            if namer.follows_data(node):
+                found[node] = error.problem
+            namer.free(node)
+    return found
 
 
 def _has_control(graph: Graph) -> bool:
     return any(True for node in graph for _ in node.subgraphs())
-
-
-def _values(graph: Graph) -> Iterable[Value]:
-    for node in graph:
-        yield from node.outputs
 
 
 def _is_open(value: Value) -> bool:
@@ -63,8 +72,8 @@ def repeated_dim(a: Known, b: Known) -> Known:
         return a
     if isinstance(b, int):
         return b
-    other = is_not_one(a)
-    return a * other + b * (1 - other)
+    # The larger one; nothing where one of them is 0.
+    return maximum(a, b) * minimum(minimum(a, b), 1)
 
 
 class _Namer:
@@ -75,15 +84,37 @@ class _Namer:
 
     def settle(self, graph: Graph) -> None:
         for node in graph:
-            infer_node(node)
-            if node.op == "If":
-                self._if(node)
-            elif node.op == "Loop":
-                self._loop(node)
-            elif node.op == "Scan":
-                self._scan(node)
-            elif any(_is_open(v) for v in node.outputs):
+            self.settle_node(node)
+
+    def settle_node(self, node: Node) -> None:
+        infer_node(node)
+        if node.op == "If":
+            self._if(node)
+        elif node.op == "Loop":
+            self._loop(node)
+        elif node.op == "Scan":
+            self._scan(node)
+        else:
+            if node.op in OPEN:
+                # What the model declares of these is a wish.
+                for value, kind in zip(node.outputs, INFER[node.op](node), strict=False):
+                    value.type = kind
+            if any(map(_is_open, node.outputs)):
                 self._node(node)
+
+    def free(self, node: Node) -> None:
+        """Let the results of a node be what comes from outside."""
+        for value in node.outputs:
+            self._open(value)
+
+    def follows_data(self, node: Node) -> bool:
+        """Whether an extent that a run finds out reaches the node."""
+        names = set(self.made)
+        for value in (*node.inputs, *node.captured()):
+            dims = () if value is None else (*(value.shape or ()), *(value.symbolic or ()))
+            if any(isinstance(d, Expr) and d.names() & names for d in dims):
+                return True
+        return False
 
     def _name(self, value: Value, axis: int | str) -> Expr:
         self.made.append(f"{value.name} axis {axis} #{len(self.made)}")
@@ -234,6 +265,9 @@ class _Namer:
 
 OPEN = frozenset({"NonZero", "Compress", "Reshape", "Slice", "TopK"})
 """Operators whose results' extents the data may decide, within what their operands bound."""
+
+MEASURED = frozenset({"NonZero", "Compress"})
+"""Those whose extents nothing but the data decides."""
 
 ENDLESS = 1 << 62
 """Loops of more rounds than this are as good as unbounded."""

@@ -16,13 +16,12 @@ from whet.errors import NotImplemented
 from whet.graph import Expr, Graph, Model, TensorType, Value
 from whet.graph.copy import copy_model
 from whet.graph.dims import Dim, symbol
-from whet.passes.base import PassDriver, Repeat
+from whet.passes.base import PassDriver, Pipeline, Repeat
 from whet.passes.basic.branches import BranchInlining
 from whet.passes.basic.dead_code import DeadCode
 from whet.passes.basic.fold import ConstantFolding
 from whet.passes.basic.identity import NoOpRemoval
 from whet.passes.basic.propagate import ShapePropagation
-from whet.passes.pipeline import Pipeline
 
 SETTLE: Pipeline = (
     ShapePropagation(),

@@ -82,4 +82,4 @@ def scalar_constant(value: Value) -> float | int | bool | None:
         if data.dtype is not BOOL:
             return None
     number = data.scalar()
-    return float(number) if data.dtype.is_float else number  # type: ignore[no-any-return]
+    return float(number) if data.dtype.is_float else number

@@ -14,7 +14,6 @@ from whet.codegen.lang import (
     convert,
     fma,
     integer_range,
-    minimum,
     prefix_mask,
     round_even,
     select,
@@ -24,8 +23,7 @@ from whet.dtypes import INT32, INT64, DType
 from whet.kernels.base import Frame
 from whet.kernels.copy import element_of
 from whet.kernels.gather import copy_row
-from whet.kernels.grid import Walk, ceil_div
-from whet.kernels.walk import axes, load, over_vectors, plus, store, tiles, times, working
+from whet.kernels.walk import Tile, axes, load, over_vectors, plus, store, tiles, times, working
 
 Term = Callable[[Operand, Value], Value]
 """One element of a sum: term(tap, what the sum is so far)."""
@@ -40,8 +38,10 @@ class Nearest:
 
     The last dimension has stride 1 in out, and in x unless it is indexed. A negative position makes the whole slice
     `fill`, where that is asked for. With `repeats` the last dimension has no table: every element of x, which has
-    stride 1 there too, stands so many times in out, and `tile` is a multiple of it. Words: `x`, `out` addresses; `fill`, the address of one element, with `filled`;
-    `n0`.. extents, `x_n0`.., `out_n0`.. strides; `table{d}`, the address of each table; `tile`: elements of the last
+    stride 1 there too, stands so many times in out, and `tile` is a multiple of it; `row` is the last extent where that
+    is known and one tile.
+
+    Words: `x`, `out` addresses; `fill`, the address of one element, with `filled`; `n0`.. extents, `x_n0`.., `out_n0`.. strides; `table{d}`, the address of each table; `tile`: elements of the last
     dimension in one tile. Grid: n0 * ... * ceil(last / tile).
     """
 
@@ -49,6 +49,7 @@ class Nearest:
     indexed: tuple[bool, ...]
     filled: bool = False
     repeats: int | None = None
+    row: int | None = None
 
     def emit(self, frame: Frame) -> None:
         k, element, rank = frame.k, element_of(self.element_bytes), len(self.indexed)
@@ -57,26 +58,17 @@ class Nearest:
         inner = self.indexed[-1]
         over = axes(frame, "n", rank, ("x", "out"), unit=("out",) if inner else ("x", "out"))
         tables = {d: frame.address(f"table{d}", INT32) for d in range(rank) if self.indexed[d]}
-        tile = k.index(frame.number("tile"))
-        last = k.index(over.extents[-1])
-        steps = {
-            "x": [0 if d in tables else stride for d, stride in enumerate(over.strides["x"][:-1])],
-            "out": list(over.strides["out"][:-1]),
-        }
-        walk = Walk(
-            k, [1, *over.extents[:-1], ceil_div(k, last, tile)], {n: [0, *s, 0] for n, s in steps.items()}, frame.begin
-        )  # fmt: skip
-        with frame.tiles():
-            source: Operand = walk.offset("x")
+        tile = frame.number("tile")
+        with tiles(frame, over, tile) as (at, _):
+            source: Operand = 0
             inside: Value = k.index(0) == 0
-            for d in tables:
-                if d < rank - 1:
-                    position = convert(tables[d].load(walk.index(d + 1)), INT64)
+            for d, coordinate in enumerate(at.coordinates):
+                position = coordinate
+                if d in tables:
+                    position = convert(tables[d].load(coordinate), INT64)
                     inside = inside & (position >= 0)
-                    source = plus(source, times(position, over.strides["x"][d]))
-            start = walk.index(rank) * tile
-            at = _Span(start, minimum(start + tile, last))
-            row, target = x + source, out + walk.offset("out")
+                source = plus(source, times(position, over.strides["x"][d]))
+            row, target = x + source, out + at.offsets["out"]
             with k.when(inside):
                 if inner and self.filled:
                     stride = over.strides["x"][-1]
@@ -87,7 +79,7 @@ class Nearest:
                         with k.otherwise():
                             target.store(fill, i)
                 elif self.repeats is not None:
-                    _repeated(frame, row, target, at, self.repeats)
+                    _repeated(frame, row, target, at, self.repeats, self.row)
                 elif inner:
                     _looked_up(frame, row, over.strides["x"][-1], tables[rank - 1], target, at)
                 else:
@@ -95,21 +87,16 @@ class Nearest:
             if self.filled:
                 with k.otherwise(), k.loop(at.stop, start=at.start) as i:
                     target.store(fill, i)
-            walk.advance()
 
 
-@dataclass(frozen=True)
-class _Span:
-    """Elements of the last dimension."""
-
-    start: Value
-    stop: Value
-
-
-def _repeated(frame: Frame, row: Pointer, target: Pointer, at: _Span, repeats: int) -> None:
-    """target[i] = row[i / repeats] over a span that begins and ends with an element of the row."""
+def _repeated(frame: Frame, row: Pointer, target: Pointer, at: Tile, repeats: int, size: int | None) -> None:
+    """target[i] = row[i / repeats] over a tile that begins and ends with an element of the row; `size`: of all of it"""
     lanes = frame.target.lanes(target.dtype)
     first, count = at.start / repeats, (at.stop - at.start) / repeats
+    if size is not None:
+        first, count = 0, size // repeats
+        while lanes > max(count, 1):
+            lanes //= 2
 
     def part(_: int, offset: Operand, mask: Value | None) -> None:
         i = plus(first, offset)
@@ -124,7 +111,7 @@ def _repeated(frame: Frame, row: Pointer, target: Pointer, at: _Span, repeats: i
     over_vectors(k, count, lanes, 1, part)
 
 
-def _looked_up(frame: Frame, row: Pointer, stride: Operand, table: Pointer, target: Pointer, at: _Span) -> None:
+def _looked_up(frame: Frame, row: Pointer, stride: Operand, table: Pointer, target: Pointer, at: Tile) -> None:
     """target[i] = row[table[i]] over a tile."""
     # Small elements would be gathered one by one anyhow.
     lanes = frame.target.lanes(target.dtype) if target.dtype.bits >= 32 else 1

@@ -10,6 +10,7 @@ from whet.codegen.lang import Function, Operand, Pointer, Value, convert, minimu
 from whet.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, UINT8, DType
 from whet.kernels.base import Frame
 from whet.kernels.expression import Tape
+from whet.kernels.grid import Walk
 
 STRAIGHT_VECTORS = 16
 """Rows of a known length up to this many vectors are written without a loop."""
@@ -149,21 +150,22 @@ def tiles(frame: Frame, over: Axes, tile: Operand, repeated: bool = False) -> It
     k = frame.k
     last = over.extents[-1]
     blocks = k.index(plus(last, plus(tile, -1))) / tile
+    outer = over.extents[:-1]
+    if not outer and not repeated:
+        with frame.tiles() as number:
+            start = number * tile
+            yield Tile((), dict.fromkeys(over.strides, 0), start, minimum(start + tile, last)), number
+        return
+    # Short tiles are many: positions are counted up, not divided out for each.
+    first = (1,) if repeated else ()
+    strides = {operand: [*(0 for _ in first), *each[:-1], 0] for operand, each in over.strides.items()}
+    walk = Walk(k, [*first, *outer, blocks], strides, frame.begin)
     with frame.tiles() as number:
-        rest, block = number, number
-        if repeated or len(over.extents) > 1:
-            rest, block = number / blocks, number % blocks
-        coordinates: list[Value] = []
-        for extent in reversed(over.extents[:-1]):
-            if repeated or len(coordinates) < len(over.extents) - 2:
-                coordinates.insert(0, rest % extent)
-                rest = rest / extent
-            else:
-                coordinates.insert(0, rest)
-        start = block * tile
-        stop = minimum(start + tile, last)
-        offsets = {operand: over.offset(operand, coordinates) for operand in over.strides}
-        yield Tile(tuple(coordinates), offsets, start, stop), rest
+        start = walk.index(len(first) + len(outer)) * tile
+        coordinates = tuple(walk.index(len(first) + d) for d in range(len(outer)))
+        offsets: dict[str, Operand] = {operand: walk.offset(operand) for operand in over.strides}
+        yield Tile(coordinates, offsets, start, minimum(start + tile, last)), walk.index(0) if repeated else number
+        walk.advance()
 
 
 def plus(a: Operand, b: Operand) -> Operand:

@@ -27,7 +27,7 @@ def _by_header(array: Array, read: Callable[[int], Any] = ctypes.c_ssize_t.from_
 def _header_is_as_known() -> bool:
     """Whether this Python and this numpy lay arrays out as `_by_header` reads them."""
     base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    samples = [base, base[1:, ::2], base[..., 1], np.zeros(()), np.ones((1, 2), np.int8), np.empty(0)]
+    samples: list[Array] = [base, base[1:, ::2], base[..., 1], np.zeros(()), np.ones((1, 2), np.int8), np.empty(0)]
     return all(_by_header(sample) == _by_interface(sample) for sample in samples)
 
 

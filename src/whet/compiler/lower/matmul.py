@@ -22,6 +22,9 @@ from whet.graph import Node, Value
 from whet.graph.dims import Known, ceil_div
 from whet.kernels.gemm import Gemm, PackB, choose_tile, pack_b
 
+_ONE: Known = 1
+_NONE: Known = 0
+
 ELEMENTS = frozenset({FLOAT32, FLOAT64, FLOAT16, BFLOAT16})
 PRODUCTS = ELEMENTS | {INT32, INT64, UINT32, UINT64}
 """Types of matrix products; integers keep the low bits of their sums."""
@@ -236,7 +239,7 @@ def emit_panels(
         dims = collapse(batch_shape, rows, [i for i, extent in enumerate(batch_shape) if extent != 1])
         if len(dims) > 2:
             raise ctx.refuse("a batch with more than two strides")
-        dims = [(1, [0] * len(rows))] * (2 - len(dims)) + dims
+        dims = [*[(_ONE, [_NONE] * len(rows))] * (2 - len(dims)), *dims]
         words["batch1"] = dims[1][0]
         for name, index in (("a", 0), ("b", 1), ("c", 2), *((f"e{i}", 3 + i) for i in range(len(views)))):
             words[f"{name}_batch0"], words[f"{name}_batch1"] = dims[0][1][index], dims[1][1][index]
@@ -300,7 +303,7 @@ def pack_at_run(
     if len(dims) > 2:
         view = relayout(ctx, view)
         dims = _batch_dims(own, view)
-    dims = [(1, [0])] * (2 - len(dims)) + dims
+    dims = [*[(_ONE, [_NONE])] * (2 - len(dims)), *dims]
     unit: Literal["k", "n"] | None = "n" if view.unit(view.rank - 1) else "k" if view.unit(view.rank - 2) else None
     spec = PackB(width // ctx.target.lanes(element), unit, element, batch=len(own) > 0)
     words: dict[str, Word] = {
@@ -327,7 +330,7 @@ def _packed_constant(
     k, n = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
     size = -(-n // width) * width * k
 
-    def make() -> np.ndarray:  # type: ignore[type-arg]
+    def make() -> Array:
         array = data.numpy().reshape(shape).astype(element.numpy, copy=False)
         if transposed:
             array = array.swapaxes(-1, -2)

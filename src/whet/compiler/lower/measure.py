@@ -85,12 +85,12 @@ def measure_slice(ctx: Lowering, node: Node) -> tuple[Known, ...]:
         if axis not in names:
             continue
         extent = view.shape[axis]
-        first = clamped_start(start, extent, step)
-        last = end + minimum(maximum(-end, 0), 1) * extent
+        first, last = (at + minimum(maximum(-at, 0), 1) * extent for at in (start, end))
         if step > 0:
-            length = maximum(ceil_div(minimum(last, extent) - first, step), 0)
+            length = maximum(ceil_div(minimum(last, extent) - maximum(first, 0), step), 0)
         else:
-            length = maximum(ceil_div(first - maximum(minimum(last, extent - 1), -1), -step), 0)
+            first, last = (maximum(minimum(at, extent - 1), -1) for at in (first, last))
+            length = maximum(ceil_div(first - last, -step), 0)
         ctx.bounds[names[axis]] = ceil_div(extent, abs(step))
         values[names[axis]] = length
     ctx.assign(values)

@@ -27,6 +27,9 @@ from whet.ops.kernels.resize import nearest_elements, source_places, weighted_el
 
 BLOCK = 2048
 """Elements of the contiguous dimension in one tile."""
+MOST_REPEATS = 8
+"""Elements that are repeated so often, by whole factors, are spread in registers."""
+SHORT_ROW = 256
 ROWS = 4
 TABLE_TILE = 256
 MODES = ("nearest", "linear", "cubic")
@@ -209,12 +212,19 @@ def _nearest(ctx: Lowering, node: Node, x: View, changing: Sequence[Axis]) -> No
     if inner is not None and inner not in tables and not x.unit(inner):
         x = relayout(ctx, x, memory_order(out))
     filled = changing[0].region is not None
+    repeats = None
+    if inner in tables and x.unit(inner):
+        repeats = _repeats(node, next(axis for axis in changing if axis.axis == inner))
+        if repeats is not None:
+            del tables[inner]
     # Neighbours of which neither is looked up are one dimension.
     dims: list[tuple[Known, Known, Known, int | None]] = []
     for axis in [a for a in memory_order(out) if out.shape[a] != 1 or a in tables]:
         extent, of, to = out.shape[axis], x.strides[axis], out.strides[axis]
         chosen = axis if axis in tables else None
-        if (
+        if repeats is not None and axis == inner:
+            dims.append((extent, 1, 1, None))
+        elif (
             dims
             and chosen is None
             and dims[-1][3] is None
@@ -226,8 +236,11 @@ def _nearest(ctx: Lowering, node: Node, x: View, changing: Sequence[Axis]) -> No
             dims.append((extent, of, to, chosen))
     if dims[-1][2] != 1 or (dims[-1][3] is None and dims[-1][1] != 1):
         dims.append((1, 1, 1, None))
-    spec = Nearest(x.element.bits // 8, tuple(d[3] is not None for d in dims), filled)
-    words: dict[str, Word] = {"x": address(x), "out": address(out), "tile": BLOCK}
+    size = dims[-1][0]
+    row = size if repeats is not None and isinstance(size, int) and size <= SHORT_ROW else None
+    spec = Nearest(x.element.bits // 8, tuple(d[3] is not None for d in dims), filled, repeats, row)
+    block = BLOCK if repeats is None else BLOCK * repeats
+    words: dict[str, Word] = {"x": address(x), "out": address(out), "tile": block}
     reads = [x]
     for d, (extent, of, to, chosen) in enumerate(dims):
         words |= {f"n{d}": extent, f"x_n{d}": of, f"out_n{d}": to}
@@ -238,8 +251,29 @@ def _nearest(ctx: Lowering, node: Node, x: View, changing: Sequence[Axis]) -> No
         fill = _fill(ctx, node, x.element)
         words["fill"] = address(fill)
         reads.append(fill)
-    tiles = product(d[0] for d in dims[:-1]) * ceil_div(dims[-1][0], BLOCK)
+    tiles = product(d[0] for d in dims[:-1]) * ceil_div(dims[-1][0], block)
     ctx.emit(spec, words, tiles, reads, [out])
+
+
+def _repeats(node: Node, axis: Axis) -> int | None:
+    """How often every element of the axis stands in the result, in a row; None where it is not so."""
+    if axis.region is not None:
+        return None
+    mode = node.str_attr("coordinate_transformation_mode", "half_pixel")
+    if isinstance(axis.size, int) and isinstance(axis.extent, int):
+        times = axis.size // max(axis.extent, 1)
+        if not 2 <= times <= MOST_REPEATS or axis.size != axis.extent * times:
+            return None
+        places = source_places(mode, axis.size, axis.extent, axis.scale or float(times), (0.0, 1.0))
+        found = nearest_elements(places, axis.extent, dict(node.attributes))
+        return times if np.array_equal(found, np.arange(axis.size) // times) else None
+    scale = axis.scale
+    if scale is None or scale not in range(2, MOST_REPEATS + 1) or axis.size != axis.extent * int(scale):
+        return None
+    # Half a pixel never falls on the middle between two, and a floor is a floor.
+    floors = mode == "asymmetric" and node.str_attr("nearest_mode", "round_prefer_floor") == "floor"
+    rounds = mode == "half_pixel" and node.str_attr("nearest_mode", "round_prefer_floor").startswith("round")
+    return int(scale) if floors or rounds else None
 
 
 def _fill(ctx: Lowering, node: Node, element: DType) -> View:

@@ -19,6 +19,7 @@ from whet.compiler.link import Linked, Linker
 from whet.compiler.lowering import LowerEnv, dtype_of
 from whet.compiler.specialize import Specialized, Specializer
 from whet.compiler.weights import Array
+from whet.dtypes import DType
 from whet.errors import Fail, InvalidArgument, NotImplemented, ResourceExhausted, RuntimeException, Terminated
 from whet.kernels.base import BAD_VALUE, EXTENT_MISMATCH, INDEX_OUT_OF_BOUNDS, STATUS_CODE_BITS
 from whet.providers.base import CompileEnv, RunState, Subgraph

@@ -6,7 +6,8 @@ import weakref
 from collections.abc import Mapping
 
 from whet.codegen.target import host_target
-from whet.compiler.claim import refusal
+from whet.compiler.claim import refusal, unbounded
+from whet.compiler.decompose import decompose
 from whet.errors import InvalidArgument, NotImplemented, did_you_mean
 from whet.graph import Graph, Node
 from whet.passes.base import Pass
@@ -38,6 +39,9 @@ class CPUExecutionProvider:
             self._unsupported: str | None = None
         except NotImplemented as error:
             self._unsupported = str(error)
+        self._unbounded_nodes: weakref.WeakKeyDictionary[Graph, tuple[set[Node], dict[Node, str]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._differentiated: weakref.WeakKeyDictionary[Graph, bool] = weakref.WeakKeyDictionary()
 
     def claim(self, node: Node, graph: Graph) -> Claim:
@@ -46,8 +50,14 @@ class CPUExecutionProvider:
             return Refuse(self._unsupported)
         if self._is_differentiated(graph):
             return Refuse("a Gradient node of the graph needs every node with it")
-        reason = refusal(node, graph.inputs)
+        reason = self._unbounded(graph, node) or refusal(node, graph.inputs)
         return Accept() if reason is None else Refuse(reason)
+
+    def _unbounded(self, graph: Graph, node: Node) -> str | None:
+        found = self._unbounded_nodes.get(graph)
+        if found is None or node not in found[0]:
+            found = self._unbounded_nodes[graph] = set(graph), unbounded(graph)
+        return found[1].get(node)
 
     def _is_differentiated(self, graph: Graph) -> bool:
         """Whether a node of the graph names other ones whose derivatives it is."""
@@ -60,6 +70,7 @@ class CPUExecutionProvider:
         return ()
 
     def compile(self, subgraph: Subgraph, env: CompileEnv) -> Executable:
+        decompose(subgraph.model, env.limits)
         return CpuExecutable(subgraph, env)
 
     def options(self) -> dict[str, str]:
