@@ -41,8 +41,9 @@ class Nearest:
     stride 1 there too, stands so many times in out, and `tile` is a multiple of it; `row` is the last extent where that
     is known and one tile.
 
-    Words: `x`, `out` addresses; `fill`, the address of one element, with `filled`; `n0`.. extents, `x_n0`.., `out_n0`.. strides; `table{d}`, the address of each table; `tile`: elements of the last
-    dimension in one tile. Grid: n0 * ... * ceil(last / tile).
+    Words: `x`, `out` addresses; `fill`, the address of one element, with `filled`; `n0`.. extents, `x_n0`.., `out_n0`..
+    strides; `table{d}`, the address of each table; `tile`: elements of the last dimension in one tile. Grid: n0 * ... *
+    ceil(last / tile).
     """
 
     element_bytes: int
@@ -90,13 +91,16 @@ class Nearest:
 
 
 def _repeated(frame: Frame, row: Pointer, target: Pointer, at: Tile, repeats: int, size: int | None) -> None:
-    """target[i] = row[i / repeats] over a tile that begins and ends with an element of the row; `size`: of all of it"""
+    """target[i] = row[i / repeats] over a tile that begins and ends with an element of the row; `size`: the known
+    extent of a row that is one tile."""
+    k = frame.k
     lanes = frame.target.lanes(target.dtype)
-    first, count = at.start / repeats, (at.stop - at.start) / repeats
+    first: Operand = at.start / repeats
+    count: Operand = (at.stop - at.start) / repeats
     if size is not None:
         first, count = 0, size // repeats
-        while lanes > max(count, 1):
-            lanes //= 2
+        # Vectors that a short row fills need no masks.
+        lanes = min(lanes, max(2, 1 << (size // repeats).bit_length() - 1))
 
     def part(_: int, offset: Operand, mask: Value | None) -> None:
         i = plus(first, offset)
@@ -107,7 +111,6 @@ def _repeated(frame: Frame, row: Pointer, target: Pointer, at: Tile, repeats: in
             place = times(i, repeats) + part * lanes
             store(target, spread, place, None if mask is None else prefix_mask(left, lanes))
 
-    k = frame.k
     over_vectors(k, count, lanes, 1, part)
 
 

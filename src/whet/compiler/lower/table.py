@@ -29,6 +29,7 @@ from whet.compiler.lower import (
     rotary,
     scan,
     softmax,
+    trees,
     views,
 )
 from whet.compiler.lower.contrib_table import CONTRIB_ANCHORS, CONTRIB_RULES
@@ -118,6 +119,7 @@ LOWER: dict[str, Rule] = {
     "QLinearConv": integer_products.QLINEAR_CONV,
     "RotaryEmbedding": rotary.ROTARY,
     **CONTRIB_RULES,
+    **dict.fromkeys((trees.ENSEMBLE, trees.REGRESSOR, trees.CLASSIFIER), trees.TREES),
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""
 
