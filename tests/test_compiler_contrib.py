@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.compiler_cases import FLOAT, FLOAT16, check, feeds, node_model, refusals, run
+from tests.compiler_cases import FLOAT, FLOAT16, INT32, INT64, UINT32, UINT64, check, feeds, node_model, refusals, run
 from whet.errors import InvalidArgument
 
 Array = np.ndarray[Any, Any]
@@ -242,3 +242,19 @@ def test_what_is_refused_says_why() -> None:
     given: Given = [normal(2, 3, 9, 9), normal(3, 2, 9, 9)]
     model = node_model("FusedMatMul", given, (FLOAT,), {"transBatchA": 1}, domain=MS)
     assert any("FusedMatMul" in reason or "rank" in reason for reason in refusals(model))
+
+
+# Products of other kinds
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.uint64])
+@pytest.mark.parametrize("shapes", [((7, 19), (19, 35)), ((2, 3, 5, 40), (3, 40, 16)), ((9,), (9, 4)), ((5, 9), (9,))])
+def test_integer_products(shapes: Any, dtype: Any) -> None:
+    random, info = np.random.default_rng(3), np.iinfo(dtype)
+    kind = {np.int32: INT32, np.int64: INT64, np.uint32: UINT32, np.uint64: UINT64}[dtype]
+    given: Given = [random.integers(info.min, info.max, s, dtype) for s in shapes]
+    for constants in ((), (1,)):
+        agree("MatMul", given, {}, (kind,), domain="", constants=constants)
+    if len(shapes[0]) == len(shapes[1]) == 2:
+        rows = random.integers(info.min, info.max, shapes[1][1:], dtype)
+        given = [np.ascontiguousarray(given[0].T), given[1], rows]
+        agree("Gemm", given, {"transA": 1}, (kind,), domain="", constants=(1, 2))

@@ -20,12 +20,17 @@ SIZES = {"a": 3, "b": 2, "c": 5, "d": 7, "e": 1, "i": 4, "j": 6, "k": 17, "n": 9
 
 
 def run(
-    op: str, operands: Sequence[Array], *, outputs: int = 1, dims: Sequence[Sequence[Any]] | None = None, **attributes: Any
+    op: str,
+    operands: Sequence[Array],
+    *,
+    outputs: int = 1,
+    dims: Sequence[Sequence[Any]] | None = None,
+    **attributes: Any,
 ) -> list[Array]:
     """The outputs of one node, which the compiler must take; `dims` are declared extents in place of the operands'."""
     names = [f"x{i}" for i in range(len(operands))]
     declared = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), list(dims[i] if dims else x.shape))
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), dims[i] if dims else x.shape)
         for i, (name, x) in enumerate(zip(names, operands, strict=True))
     ]
     made = [f"y{i}" for i in range(outputs)]
@@ -92,21 +97,32 @@ def operands_of(equation: str, dtype: Any = np.float32) -> list[Array]:
     return made
 
 
-DIAGONALS = {"ii->i", "ii", "aii->ai", "iaibi->ab"}
-"""They need to know their extents."""
-
-
-@pytest.mark.parametrize(
-    ("equation", "free"), [*((e, False) for e in EQUATIONS), *((e, True) for e in EQUATIONS if e not in DIAGONALS)]
-)
-def test_einsum(equation: str, free: bool) -> None:
+@pytest.mark.parametrize("extents", ["fixed", "by letter", "apart"])
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_einsum(equation: str, extents: str) -> None:
     operands = operands_of(equation)
     terms = equation.replace(" ", "").split("->")[0].split(",")
-    dims = [_named(term) for term in terms] if free else None
+    dims = None
+    if extents == "by letter":
+        dims = [_named(term) for term in terms]
+    elif extents == "apart":
+        dims = [[f"n{i}_{axis}" for axis in range(x.ndim)] for i, x in enumerate(operands)]
     (found,) = run("Einsum", operands, dims=dims, equation=equation)
     expected = np.einsum(equation.replace(" ", ""), *(x.astype(np.float64) for x in operands))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_an_ellipsis_is_repeated() -> None:
+    operands = [np.ones((4, 3, 5, 7), np.float32), np.ones((1, 3, 7, 9), np.float32)]
+    (found,) = run("Einsum", operands, equation="...ij,...jk->...ik")
+    np.testing.assert_array_equal(found, np.full((4, 3, 5, 9), 7))
+
+
+def test_extents_of_a_letter_differ() -> None:
+    operands = [np.ones((4, 3), np.float32), np.ones((2, 9), np.float32)]
+    with pytest.raises(InvalidArgument, match=r"differ|fit"):
+        run("Einsum", operands, dims=[["a", "b"], ["c", "d"]], equation="ij,jk->ik")
 
 
 def _named(term: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whole models as machine code: ONNX Runtime's answers at several extents, and no node that is left to the reference."""
+"""Whole models as machine code: ONNX Runtime's answers at several extents, and no node left to the reference."""
 
 from __future__ import annotations
 

@@ -151,3 +151,13 @@ def test_opset_ten_upsampling_and_sizes_from_another_input() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     for h, w in ((12, 9), (3, 17)):
         check(model, {"x": image((1, 2, 6, 6)), "like": image((1, 5, h, w))}, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.float16])
+def test_whole_factors(dtype: Any) -> None:
+    for factor, width in ((2, 1), (2, 8), (3, 17), (5, 100), (8, 3), (2, 4200), (9, 5)):
+        x = image((2, 3, 2, width), dtype)
+        for modes in (("asymmetric", "floor"), ("half_pixel", "round_prefer_ceil"), ("asymmetric", "ceil")):
+            chosen = {"mode": "nearest", "coordinate_transformation_mode": modes[0], "nearest_mode": modes[1]}
+            for shape in ((2, 3, 2, width), ("a", 3, "b", "c")):
+                check(resize_model(shape, dtype, scales=[1, 1, 2, factor], **chosen), {"x": x})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -119,8 +119,7 @@ class Family:
     name: str
     spec: Callable[[Draw, Target], KernelSpec]
     call: Callable[[Draw, Any, Target], Call]
-    weight: int = 1
+    weight: float = 1
     """How often it is drawn."""
     cost: float = 1.0
     """How much longer one of its calls takes to prepare than others': it gets fewer calls."""
-    notes: str = field(default="", repr=False)

@@ -70,7 +70,7 @@ class Draw:
         return tuple(result)
 
     def strides(
-        self, extents: Sequence[int], unit: int | None = None, shared: bool = False, backwards: bool = False
+        self, extents: Sequence[int], unit: int | None = None, shared: bool = False, backwards: bool = True
     ) -> tuple[int, ...]:
         """Strides of a layout without overlaps: any order of the axes, gaps; `unit` names an axis of stride 1.
 
@@ -98,6 +98,10 @@ class Draw:
                 elif backwards and self.chance(0.1):
                     result[axis] = -result[axis]
         return tuple(result)
+
+    def long(self) -> int:
+        """A length past the blocks in which long rows are summed up."""
+        return self.one((2047, 2048, 2049, 2300, 4095, 4100))
 
     def block(self, length: int) -> int:
         """Elements of a tile for an axis of `length`."""

@@ -71,6 +71,8 @@ def _reduced(spec: Reduce, x: Array, axes: tuple[int, ...]) -> Array | None:
 def reduce_call(draw: Draw, spec: Reduce, target: Target) -> Call:
     kept = draw.extents(spec.kept_rank, draw.one((6, 40, 150)))
     reduced = draw.extents(spec.reduced_rank, max(900 // max(int(np.prod(kept)), 1), 3))
+    if draw.chance(0.02):
+        kept, reduced = (1,) * spec.kept_rank, (*(1,) * (spec.reduced_rank - 1), draw.long())
     extents = (*kept, *reduced)
     rows, rank = spec.layout == "rows", len(extents)
     if spec.stage == "combine":
@@ -122,6 +124,8 @@ def _axis_strides(
 def arg_call(draw: Draw, spec: ArgReduce, target: Target) -> Call:
     columns = spec.layout == "columns"
     kept, length = draw.extents(spec.kept_rank, 40), draw.extent(130, 1)
+    if draw.chance(0.02):
+        kept, length = (1,) * spec.kept_rank, draw.long()
     extents = (*kept, length)
     values = draw.values(spec.dtype, extents, special=True)
     a = wide(values) if spec.dtype.is_float else values.astype(object)
@@ -157,6 +161,8 @@ def softmax_call(draw: Draw, spec: Softmax, target: Target) -> Call:
     columns = spec.layout == "columns"
     kept = draw.extents(spec.kept_rank, 24)
     length = draw.extent(130) if spec.length is None else spec.length
+    if spec.length is None and draw.chance(0.02):
+        kept, length = (1,) * spec.kept_rank, draw.long()
     extents = (*kept, length)
     values = draw.values(spec.dtype, extents, special=True)
     scaled = wide(values) * (spec.scale or 1.0)

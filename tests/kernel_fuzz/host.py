@@ -6,7 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from whet.codegen import jit
 from whet.codegen.jit import Kernel
+from whet.codegen.lang import Module
+from whet.codegen.target import host_target
+from whet.dtypes import INT64
 from whet.kernels.base import KernelCode
 
 from .call import Call, Operand
@@ -17,10 +21,28 @@ from .draw import Draw
 from .memory import Slots
 
 
+_STACK_WORDS = 4096
+
+
+def _stack_filler() -> Callable[[int, int], int]:
+    """What leaves a pattern where the next function's variables will lie, and gives a word of it."""
+    module = Module(host_target())
+    with module.function("fill_stack", returns=INT64) as k:
+        pattern, index = k.argument("pattern"), k.argument("index")
+        room = k.stack_array(INT64, _STACK_WORDS)
+        with k.loop(_STACK_WORDS) as i:
+            room.store(pattern, i)
+        # The compiler must believe that it is read.
+        k.return_(room.load(index))
+    kernel: Callable[[int, int], int] = jit.build(module)["fill_stack"]
+    return kernel
+
+
 class Host:
     """The memory of this process's calls."""
 
     def __init__(self) -> None:
+        self._fill_stack = _stack_filler()
         self._inputs, self._outputs = Slots(read_only=True), Slots(read_only=False)
 
     def check(self, draw: Draw, code: KernelCode, kernel: Kernel, call: Call, note: Callable[[int], None]) -> int:
@@ -72,7 +94,9 @@ class Host:
         scratch_at = (scratch.bytes.size - code.scratch_bytes) if variant.at_end else 0
         scratch.bytes[:] = variant.poison
         statuses = []
+        pattern = int.from_bytes(bytes([variant.poison]) * 8, "little", signed=True)
         for begin, end in variant.pieces:
+            self._fill_stack(pattern, 5)
             statuses.append(int(kernel(block.address + at, begin, end, scratch.address + scratch_at)))
             scratch.bytes[scratch_at : scratch_at + code.scratch_bytes] = variant.poison
         if np.any(scratch.bytes != variant.poison):

@@ -16,8 +16,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 PAGE = mmap.PAGESIZE
 _GUARD_PAGES = 16
-_SLOT_PAGES = (1, 4, 32)
-_SLOTS = (28, 20, 12)
+_SLOT_PAGES = (1, 4, 32, 256)
+_SLOTS = (28, 20, 12, 8)
 _PROT_READ, _PROT_WRITE = 1, 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_ANONYMOUS = 1, 2, 0x20
 

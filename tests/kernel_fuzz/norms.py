@@ -39,6 +39,8 @@ def layer_spec(draw: Draw, target: Target) -> LayerNorm:
 def layer_call(draw: Draw, spec: LayerNorm, target: Target) -> Call:
     kept = draw.extents(spec.kept_rank, 16)
     length = draw.extent(140, 1) if spec.length is None else spec.length
+    if spec.length is None and draw.chance(0.02):
+        kept, length = (1,) * spec.kept_rank, draw.long()
     extents = (*kept, length)
     middle = spec.statistics_dtype
     tile = draw.block(kept[-1])

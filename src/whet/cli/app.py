@@ -222,12 +222,16 @@ def bench(
     runs: Annotated[int, typer.Option("--runs", "-n", help="Timed runs; 0 chooses by time.", min=0)] = 0,
     seconds: Annotated[float, typer.Option(help="How long to time when --runs is 0.", min=0.0)] = bench_verb.SECONDS,
     rounds: Annotated[int, typer.Option(help="Interleaved rounds, with --engine.", min=1)] = 7,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Show where the time goes: by 'operator', or by 'step'.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure latency and throughput."""
     bench_verb.bench(
         Output(as_json), model, inputs or [], dims or [], providers, engines or [], level, seed, batch, threads,
-        warm_up, runs, seconds, rounds,
+        warm_up, runs, seconds, rounds, profile,
     )  # fmt: skip
 
 

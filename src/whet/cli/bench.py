@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.markup import escape
@@ -15,7 +16,11 @@ from whet.cli.inputs import ImageSettings, read_feed
 from whet.cli.output import Output
 from whet.cli.session import make_session, session_options
 from whet.errors import InvalidArgument, shorten
+from whet.profiling.peak import Peak, machine_peak
+from whet.profiling.table import COLUMNS as COLUMNS_OF_PROFILE
+from whet.profiling.table import RIGHT, By, ProfileRow, profile_rows, table_cells
 from whet.runtime.values import Array
+from whet.session.inference_session import InferenceSession
 from whet.session.prepare import LoadSettings, load
 
 WARM_UP = 3
@@ -26,9 +31,14 @@ COLUMNS = ("latency in ms", "median", "mean", "p95", "p99", "per s", "load", "")
 def bench(
     out: Output, model: Path, inputs: list[str], dims: list[str], providers: list[str] | None, engines: list[str],
     level: str, seed: int, batch: int | None, threads: int, warm_up: int, runs: int, seconds: float, rounds: int,
+    profile: str | None = None,
 ) -> None:  # fmt: skip
     """Time one session in this process, or engines side by side in a process each."""
+    if profile not in (None, "operator", "step"):
+        raise InvalidArgument("--profile takes 'operator' or 'step'", found=profile)
     if engines:
+        if profile is not None:
+            raise InvalidArgument("--profile looks into one session: it takes no --engine")
         if runs or seconds != SECONDS or warm_up != WARM_UP:
             raise InvalidArgument("--engine takes --rounds, and no --runs, --seconds or --warm-up")
         if providers or level != "all":
@@ -59,6 +69,7 @@ def bench(
             timings.append(time.perf_counter() - begin)
             step.advance()
     latency = summarize(timings, _rows(feed))
+    found = None if profile is None else _profile(session, feed, latency, "step" if profile == "step" else "operator")
     out.result(
         {
             "model": str(model),
@@ -67,12 +78,49 @@ def bench(
             "load_ms": load_ms,
             "batch": _rows(feed),
             "latency": latency.as_dict(),
+            **({} if found is None else found.as_dict()),
         }
     )
     out.table(
         "", COLUMNS, [latency_row(", ".join(session.placement.by_provider), latency, load_ms, "")], right=range(1, 7)
     )
     out.text(f"{latency.runs} runs, {_rows(feed)} rows each; {escape(session.placement.summary())}")
+    if found is not None:
+        found.show(out)
+
+
+PROFILED_SECONDS = 1.0
+MOST_PROFILED_RUNS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """Where the time of some runs went, beside what the machine could do."""
+
+    runs: int
+    peak: Peak
+    rows: list[ProfileRow]
+
+    def as_dict(self) -> dict[str, object]:
+        rows = [row.as_dict() for row in self.rows]
+        return {"profiled_runs": self.runs, "machine_peak": asdict(self.peak), "profile": rows}
+
+    def show(self, out: Output) -> None:
+        out.table("Where the time goes", COLUMNS_OF_PROFILE, [table_cells(row) for row in self.rows], right=RIGHT)
+        p = self.peak
+        out.text(f"{self.runs} runs, {sum(row.ms for row in self.rows):.3f} ms of each in steps")
+        out.text(
+            f"this machine at most: {p.gflops_all:.0f} GFLOP/s, {p.l2_gbytes_all:.0f} GB/s from L2, "
+            f"{p.memory_gbytes_all:.0f} GB/s from memory with {p.threads} threads; "
+            f"{p.gflops_one:.0f}, {p.l2_gbytes_one:.0f} and {p.memory_gbytes_one:.0f} with one"
+        )
+
+
+def _profile(session: InferenceSession, feed: dict[str, Array], latency: Latency, by: By) -> _Profile:
+    runs = max(1, min(MOST_PROFILED_RUNS, int(PROFILED_SECONDS * 1e3 / max(latency.median_ms, 1e-3))))
+    events = session.profile(feed, runs)
+    peak = machine_peak()
+    return _Profile(runs, peak, profile_rows(events, peak, runs, by))
 
 
 def show_side_by_side(out: Output, result: SideBySide, note: Mapping[str, str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.markup import escape
@@ -20,10 +21,10 @@ from whet.session.prepare import LoadSettings, load
 def show_model(out: Output, model: Path, providers: list[str] | None, level: str) -> None:
     """Print what a model is and where its nodes would run."""
     loaded = load(str(model), LoadSettings(level="disabled"))
-    placement, problem = None, None
+    placement, problem, memory = None, None, None
     try:
         session = make_session(model, providers, session_options(level))
-        placement, rewritten = session.placement, session.optimized_model
+        placement, rewritten, memory = session.placement, session.optimized_model, session.memory
     except NotImplemented as error:
         # A node that nobody runs must not hide what the model is.
         problem, rewritten = error, load(str(model), LoadSettings(level=session_options(level).level)).model
@@ -56,6 +57,7 @@ def show_model(out: Output, model: Path, providers: list[str] | None, level: str
             "optimized_nodes": sum(optimized.values()),
             "optimized_operators": dict(optimized.most_common()),
             "placement": placement_document(placement) if placement is not None else None,
+            "memory": None if memory is None else {**asdict(memory), "total": memory.total},
             "problem": str(problem) if problem is not None else None,
         }
     )
@@ -79,6 +81,12 @@ def show_model(out: Output, model: Path, providers: list[str] | None, level: str
     if placement is not None:
         out.table("Placement", ("provider", "nodes", ""), placement_rows(placement), right=(1,))
         out.text(escape(placement.summary()))
+        if memory is not None and memory.total:
+            out.text(
+                f"memory: weights {format_bytes(memory.weights)}, code {format_bytes(memory.code)}, tables "
+                f"{format_bytes(memory.tables)}, arena {format_bytes(memory.arena) if memory.arena else 'by shape'}, "
+                f"run contexts {format_bytes(memory.contexts)}"
+            )
     else:
         out.warn(f"this model does not run here: {problem}")
 

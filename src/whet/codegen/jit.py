@@ -40,6 +40,8 @@ class Library:
                 "this machine cannot run code for the target", found=", ".join(lacking) or host.triple,
                 expected=target.triple,
             )  # fmt: skip
+        self.nbytes = sum(map(len, objects))
+        """Bytes of the objects: about what their code takes in memory."""
         names: set[str] = set()
         for item in objects:
             missing = undefined_symbols(item)

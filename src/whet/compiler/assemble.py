@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from whet.compiler.weights import Weight
 from whet.dtypes import BOOL, INT32, INT64
 from whet.errors import Fail, NotImplemented, ResourceExhausted
 from whet.graph.dims import Expr, Known, symbol
-from whet.kernels.base import KernelCode, build
+from whet.kernels.base import KernelCode, KernelSpec, build
 from whet.runtime import program as p
 from whet.runtime.program import Program
 
@@ -130,7 +130,13 @@ class _Assembler:
 _LOADS = {INT64: p.LOAD_INT64, INT32: p.LOAD_INT32, BOOL: p.LOAD_BOOL}
 
 
-def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blueprint:
+Describe = Callable[[KernelSpec, Target], KernelCode]
+"""What is known of a kernel once it has been generated."""
+
+
+def assemble(
+    lowering: Lowering, symbols: Sequence[str], target: Target, describe: Describe = build
+) -> Blueprint:
     """The blueprint of a lowered graph; `symbols` are the extents that a run gives, in order."""
     a = _Assembler(lowering, symbols)
     for name in lowering.bounds:
@@ -155,7 +161,7 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target) -> Blue
                 a.slots.slot(value)
             rows.append([p.EVALUATE])
         else:
-            code = build(row.spec, target)
+            code = describe(row.spec, target)
             codes[code.symbol] = code
             kernel = index.setdefault(code.symbol, len(index))
             scratch = max(scratch, code.scratch_bytes)
@@ -251,7 +257,7 @@ class _Again:
             slot: frozenset((slot,)) for slot in (a.slots.slot(symbol(name)) for name in a.lowering.bounds)
         }
         """The slots of names that a slot depends on."""
-        for operation, target, first, second in self.code:
+        for _, target, first, second in self.code:
             found = self.names.get(first, frozenset()) | self.names.get(second, frozenset())
             if found:
                 self.names[target] = found

@@ -8,7 +8,7 @@ from whet.compiler.extents import OPEN, name_extents, unbounded_nodes
 from whet.compiler.lower.pointwise import IN_MEMORY, pointwise_refusal, tensor_refusal
 from whet.compiler.lower.scalar_table import SCALAR_RULES
 from whet.compiler.lower.table import LOWER
-from whet.compiler.structural import SHAPE_OPERANDS, is_known, shape_operands, sources
+from whet.compiler.structural import is_known, shape_operands, sources
 from whet.dtypes import INT32, INT64
 from whet.errors import InvalidGraph, NotImplemented
 from whet.graph import Graph, Node, TensorType, Value
@@ -43,7 +43,7 @@ def unbounded(graph: Graph) -> dict[Node, str]:
     originals = dict(zip(copy.all_nodes(), graph.all_nodes(), strict=True))
 
     def guess(inner: Node) -> bool:
-        return inner.op in SHAPE_OPERANDS and _unknown_operand(inner, originals[inner], graph.inputs) is None
+        return _waits(inner, originals[inner], graph.inputs)
 
     return {originals[node]: reason for node, reason in unbounded_nodes(copy, guess).items()}
 
@@ -57,7 +57,7 @@ def _name_inputs(graph: Graph) -> None:
 
 
 def _own_refusal(node: Node, original: Node, inputs: Inputs) -> str | None:
-    """Why a node without subgraphs cannot be lowered; `original` stands in the model, `node` may know its types better."""
+    """Why a node without subgraphs cannot be lowered; `original` stands in the model, `node` may know its types."""
     reason: str | None = f"no lowering for {node.op}"
     if node.op in SCALAR_RULES:
         reason = pointwise_refusal(node)
@@ -135,7 +135,7 @@ def run_refusal(node: Node, inputs: Inputs) -> str | None:
     originals = dict(zip(trial.all_nodes(), _with_inner(node), strict=True))
 
     def guess(inner: Node) -> bool:
-        return inner.op in SHAPE_OPERANDS and _unknown_operand(inner, originals[inner], inputs) is None
+        return _waits(inner, originals[inner], inputs)
 
     try:
         name_extents(trial, guess)
@@ -178,6 +178,11 @@ def _unknown_operand(node: Node, original: Node, inputs: Inputs) -> str | None:
     return None
 
 
+def _waits(node: Node, original: Node, inputs: Inputs) -> bool:
+    """Whether the node's extents are unknown only as long as the model's small integers are."""
+    return any(True for _ in shape_operands(node)) and _unknown_operand(node, original, inputs) is None
+
+
 def _is_bounded(node: Node, value: Value) -> bool:
     """Whether an operand may be read as the program runs, because the result is no larger than the first operand."""
     kind = value.type
@@ -189,5 +194,3 @@ def _is_bounded(node: Node, value: Value) -> bool:
         fixed = all(v is None or v.data is not None for v in (node.input(3), node.input(4)))
         return fixed and value in node.inputs[1:3]
     return node.op in ("Reshape", "TopK") and value is node.input(1)
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.compiler.assemble import Blueprint, assemble
+from whet.compiler.assemble import Blueprint, Describe, assemble
 from whet.compiler.fuse import Group, form_groups, order_of_work
 from whet.compiler.lower.outputs import finish_outputs, place_outputs
 from whet.compiler.lower.pointwise import lower_group
@@ -11,14 +11,15 @@ from whet.compiler.lowering import LowerEnv, Lowering
 from whet.compiler.prune import drop_unread
 from whet.compiler.specialize import Specialized
 from whet.graph import Graph
+from whet.kernels.base import build
 
 
-def compile_graph(specialized: Specialized, env: LowerEnv) -> Blueprint:
+def compile_graph(specialized: Specialized, env: LowerEnv, describe: Describe = build) -> Blueprint:
     """The blueprint of a specialized graph.
 
     Raises NotImplemented naming the node for one that cannot be lowered (its claim should have said so).
     """
-    return assemble(lower_graph(specialized, env), specialized.symbols, env.target)
+    return assemble(lower_graph(specialized, env), specialized.symbols, env.target, describe)
 
 
 def lower_graph(specialized: Specialized, env: LowerEnv) -> Lowering:

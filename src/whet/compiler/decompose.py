@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.compiler.lower.einsum import einsum
+from whet.compiler.lower.einsum_chain import pairs
 from whet.compiler.lower.losses import negative_log_likelihood, softmax_cross_entropy
 from whet.compiler.lower.parts import Parts, TakeApart
 from whet.config import Limits
@@ -11,7 +11,7 @@ from whet.passes.base import NodePass, PassContext, PassDriver
 from whet.passes.basic.propagate import ShapePropagation
 
 PARTS: dict[str, TakeApart] = {
-    "Einsum": einsum,
+    "Einsum": pairs,
     "NegativeLogLikelihoodLoss": negative_log_likelihood,
     "SoftmaxCrossEntropyLoss": softmax_cross_entropy,
 }
@@ -26,6 +26,8 @@ class Decomposition(NodePass):
     def rewrite(self, node: Node, context: PassContext) -> Patch | None:
         parts = Parts(node, context.model.names)
         results = PARTS[node.op](node, parts)
+        if results is None:
+            return None
         for old, new in zip(node.outputs, results, strict=True):
             new.type = old.type
         return Patch(node, parts.nodes, dict(zip(node.outputs, results, strict=True)), [node])

@@ -23,7 +23,9 @@ def name_extents(graph: Graph, guess: Guess = lambda node: False) -> None:
     the node that makes the value declares them. Raises NotImplemented naming a node whose result has an extent that
     nothing bounds, or a loop whose state changes its shape.
     """
-    if any(node.op in MEASURED or any(map(_is_open, node.outputs)) for node in graph.all_nodes()) or _has_control(graph):
+    if any(node.op in MEASURED or any(map(_is_open, node.outputs)) for node in graph.all_nodes()) or _has_control(
+        graph
+    ):
         _Namer(guess).settle(graph)
 
 
@@ -235,7 +237,12 @@ class _Namer:
             self._stack(node, value, made, length, axis, inside)
 
     def _carry(
-        self, node: Node, body: Graph, initial: Sequence[Value | None], inputs: Sequence[Value], results: Sequence[Value]
+        self,
+        node: Node,
+        body: Graph,
+        initial: Sequence[Value | None],
+        inputs: Sequence[Value],
+        results: Sequence[Value],
     ) -> None:
         """The types of a loop's states, which are the same in every round, and of what its body holds."""
         for value, inner in zip(initial, inputs, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from whet.compiler.lowering import Lowering
 from whet.compiler.step import Step
 from whet.compiler.views import Buffer
@@ -9,17 +11,26 @@ from whet.compiler.views import Buffer
 
 def drop_unread(ctx: Lowering) -> None:
     """Take out the steps that write only memory that no row reads; checks, which write nothing, stay."""
-    while True:
-        read: set[Buffer] = {buffer for row in ctx.rows for buffer in row.reads}
+    readers: Counter[Buffer] = Counter(buffer for row in ctx.steps for buffer in set(row.reads))
+    writers: dict[Buffer, list[Step]] = {}
+    for row in ctx.steps:
+        if isinstance(row, Step):
+            for buffer in set(row.writes):
+                writers.setdefault(buffer, []).append(row)
 
-        def unread(row: object, read: set[Buffer] = read) -> bool:
-            return (
-                isinstance(row, Step)
-                and bool(row.writes)
-                and all(buffer.place == "arena" and buffer not in read for buffer in row.writes)
-            )
+    def unread(step: Step) -> bool:
+        # A step that reads what it writes, a part of a larger result, does not keep itself.
+        own = set(step.reads)
+        return bool(step.writes) and all(b.place == "arena" and readers[b] == (b in own) for b in step.writes)
 
-        kept = [row for row in ctx.rows if not unread(row)]
-        if len(kept) == len(ctx.rows):
-            return
-        ctx.rows[:] = kept
+    dropped: set[int] = set()
+    waiting = [row for row in ctx.steps if isinstance(row, Step)]
+    while waiting:
+        step = waiting.pop()
+        if id(step) in dropped or not unread(step):
+            continue
+        dropped.add(id(step))
+        for buffer in set(step.reads):
+            readers[buffer] -= 1
+            waiting.extend(writers.get(buffer, ()))
+    ctx.steps[:] = [row for row in ctx.steps if id(row) not in dropped]

@@ -20,7 +20,6 @@ from whet.passes.base import PassDriver, Pipeline, Repeat
 from whet.passes.basic.branches import BranchInlining
 from whet.passes.basic.dead_code import DeadCode
 from whet.passes.basic.fold import ConstantFolding
-from whet.passes.basic.identity import NoOpRemoval
 from whet.passes.basic.propagate import ShapePropagation
 
 SETTLE: Pipeline = (
@@ -66,7 +65,8 @@ class Specializer:
         model = copy_model(self._model)
         graph = model.graph
         free = _free_names(graph)
-        changed = bool(values) or shapes is not None
+        # Branches that need not wait are taken, whatever the passes before have left.
+        changed = bool(values) or shapes is not None or any(True for node in graph for _ in node.subgraphs())
         symbols: dict[str, Extent] = {}
         for index, value in enumerate(graph.inputs):
             changed |= _name_extents(value, index, symbols, free, None if shapes is None else shapes[index])

@@ -1,4 +1,4 @@
-"""Rows: what the lowering of a graph emits, before memory has addresses. Most are steps; the others decide what runs."""
+"""Rows: what the lowering of a graph emits, before memory has addresses. Steps, and what decides on them."""
 
 from __future__ import annotations
 

@@ -75,6 +75,11 @@ class TensorData:
             memoryview(pack(self._array, self.dtype).reshape(-1).view(np.uint8).data) if self.size else memoryview(b"")
         )
 
+    @property
+    def mapping(self) -> object | None:
+        """What owns the storage bytes where they are a view of something larger: a mapped file or the caller's bytes."""
+        return None if self._raw is None else self._raw.obj
+
     def digest(self) -> bytes:
         """A digest of element type, shape and content; equal tensors have equal digests."""
         if self._digest is None:

@@ -41,12 +41,21 @@ class KernelSpec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KernelCode:
-    """A generated kernel. `words` names its arguments in order."""
+    """A kernel's description: `words` names its arguments in order, `fields` are what its object depends on.
 
+    `source` is the text that the object is made from, generated when somebody asks for it.
+    """
+
+    spec: KernelSpec
+    target: Target
     symbol: str
-    source: Source
+    fields: tuple[tuple[str, str], ...]
     words: tuple[str, ...]
     scratch_bytes: int
+
+    @property
+    def source(self) -> Source:
+        return _generate(self.spec, self.target)[0]
 
 
 class Frame:
@@ -112,6 +121,12 @@ def build(spec: KernelSpec, target: Target) -> KernelCode:
 
 @functools.lru_cache(maxsize=4096)
 def _build(spec: KernelSpec, target: Target) -> KernelCode:
+    source, symbol, frame = _generate(spec, target)
+    return KernelCode(spec, target, symbol, source.key_fields(), frame.words, frame.scratch_bytes)
+
+
+@functools.lru_cache(maxsize=64)
+def _generate(spec: KernelSpec, target: Target) -> tuple[Source, str, Frame]:
     placeholder = "kernel"
     module = Module(target)
     with module.function(placeholder, returns=INT64) as function:
@@ -123,5 +138,4 @@ def _build(spec: KernelSpec, target: Target) -> KernelCode:
     # Kernels are linked together, so that each name is one content's.
     digest = hashlib.sha256(text.encode()).hexdigest()[:24]
     symbol = f"{type(spec).__name__.lower()}_{digest}"
-    source = Source(target, text.replace(f"@{placeholder}(", f"@{symbol}("))
-    return KernelCode(symbol, source, frame.words, frame.scratch_bytes)
+    return Source(target, text.replace(f"@{placeholder}(", f"@{symbol}(")), symbol, frame

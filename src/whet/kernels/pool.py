@@ -73,7 +73,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class _Taps:
+class Taps:
     """The taps of one window that lie inside x: numbers `first` to `last`-1 along each axis, and where tap 0 would
     be; `count` is what an average divides by."""
 
@@ -81,6 +81,52 @@ class _Taps:
     last: tuple[Value, ...]
     origin: tuple[Value, ...]
     count: Operand
+
+
+def taps_at(windows: Sequence[Window], inputs: Sequence[Value], position: Sequence[Value], padding: bool) -> Taps:
+    """The taps of the windows at an output position; with `padding` those in stated padding count too."""
+    first, last, origin = [], [], []
+    count: Operand = 1
+    for window, extent, o in zip(windows, inputs, position, strict=True):
+        start = o * window.stride - window.before
+        ahead = maximum(-start, 0) + (window.dilation - 1)
+        low = minimum(ahead / window.dilation, window.size)
+        high = minimum(maximum(extent - start + (window.dilation - 1), 0) / window.dilation, window.size)
+        first.append(low)
+        last.append(high)
+        origin.append(start)
+        inside = maximum(high - low, 0)
+        if padding:
+            padded = extent + (window.after + window.dilation - 1) - start
+            inside = minimum(maximum(padded, 0) / window.dilation, window.size)
+        count = times(count, inside)
+    return Taps(tuple(first), tuple(last), tuple(origin), count)
+
+
+Kind = Literal["max", "average", "lp"]
+
+
+def powered(value: Value, kind: Kind, p: int) -> Value:
+    """What an element adds to a total."""
+    if kind != "lp":
+        return value
+    size = absolute(value)
+    power = size
+    for _ in range(p - 1):
+        power = power * size
+    return power
+
+
+def finished(total: Value, count: Value, kind: Kind, p: int) -> Value:
+    """A window's result from its total; an average is divided by `count`."""
+    if kind == "average":
+        return total / convert(count, total.dtype)
+    if kind == "max" or p == 1:
+        return total
+    if p == 2:
+        return sqrt(total)
+    root = 1.0 / p
+    return pow(total, root) if total.dtype is FLOAT32 else exp2(log2(total) * root)
 
 
 class _Emission:
@@ -119,30 +165,15 @@ class _Emission:
             )  # fmt: skip
 
     def _single(
-        self, x: Pointer, place: Operand, image: Value, taps: _Taps, main: Value
+        self, x: Pointer, place: Operand, image: Value, taps: Taps, main: Value
     ) -> Callable[[int, Operand, Value | None], None]:
         return lambda _, i, mask: self._channels(x, place, image, taps, main + i, 1, mask)
 
-    def _taps(self, position: Sequence[Value]) -> _Taps:
-        first, last, origin = [], [], []
-        count: Operand = 1
-        for window, extent, o in zip(self.spec.windows, self.inputs, position, strict=True):
-            start = o * window.stride - window.before
-            ahead = maximum(-start, 0) + (window.dilation - 1)
-            low = minimum(ahead / window.dilation, window.size)
-            high = minimum(maximum(extent - start + (window.dilation - 1), 0) / window.dilation, window.size)
-            first.append(low)
-            last.append(high)
-            origin.append(start)
-            inside = maximum(high - low, 0)
-            if self.spec.count_include_pad:
-                padded = extent + (window.after + window.dilation - 1) - start
-                inside = minimum(maximum(padded, 0) / window.dilation, window.size)
-            count = times(count, inside)
-        return _Taps(tuple(first), tuple(last), tuple(origin), count)
+    def _taps(self, position: Sequence[Value]) -> Taps:
+        return taps_at(self.spec.windows, self.inputs, position, self.spec.count_include_pad)
 
     @contextmanager
-    def _over(self, taps: _Taps) -> Iterator[tuple[Operand, Operand]]:
+    def _over(self, taps: Taps) -> Iterator[tuple[Operand, Operand]]:
         """Loops over a window's taps: the offset into x, and the flat position among x's spatial positions."""
         extents = self.inputs if self.spec.storage_order == 0 else self.inputs[::-1]
         flat_strides: list[Operand] = [1]
@@ -161,7 +192,7 @@ class _Emission:
             yield offset, flat
 
     def _channels(
-        self, x: Pointer, place: Operand, image: Value, taps: _Taps, c: Value, vectors: int, mask: Value | None
+        self, x: Pointer, place: Operand, image: Value, taps: Taps, c: Value, vectors: int, mask: Value | None
     ) -> None:
         if self.indices is not None:
             self._with_positions(x, place, image, taps, c, vectors, mask)
@@ -172,12 +203,16 @@ class _Emission:
         with self._over(taps) as (offset, _):
             source = x + plus(offset, c)
             for v in totals:
-                totals[v] = how.join(totals[v], self._map(load(source, v * lanes, lanes, mask)))
+                totals[v] = how.join(
+                    totals[v], powered(load(source, v * lanes, lanes, mask), self.spec.kind, self.spec.p)
+                )
         for v, total in totals.items():
-            self._write(plus(place, c + v * lanes), self._finish(total, taps), mask)
+            self._write(
+                plus(place, c + v * lanes), finished(total, k.index(taps.count), self.spec.kind, self.spec.p), mask
+            )
 
     def _with_positions(
-        self, x: Pointer, place: Operand, image: Value, taps: _Taps, c: Value, vectors: int, mask: Value | None
+        self, x: Pointer, place: Operand, image: Value, taps: Taps, c: Value, vectors: int, mask: Value | None
     ) -> None:
         assert self.indices is not None
         k, lanes = self.k, self.lanes
@@ -199,25 +234,6 @@ class _Emission:
             self._write(at, value, mask)
             plane = iota(value, INT64) + (image * self.channels + c + v * lanes)
             store(self.indices, where[v] + plane * size, at, mask)
-
-    def _map(self, value: Value) -> Value:
-        if self.spec.kind != "lp":
-            return value
-        size = absolute(value)
-        power = size
-        for _ in range(self.spec.p - 1):
-            power = power * size
-        return power
-
-    def _finish(self, total: Value, taps: _Taps) -> Value:
-        if self.spec.kind == "average":
-            return total / convert(self.k.index(taps.count), self.dtype)
-        if self.spec.kind == "max" or self.spec.p == 1:
-            return total
-        if self.spec.p == 2:
-            return sqrt(total)
-        root = 1.0 / self.spec.p
-        return pow(total, root) if self.dtype is FLOAT32 else exp2(log2(total) * root)
 
     def _write(self, place: Operand, value: Value, mask: Value | None) -> None:
         if self.spec.epilogue is not None:

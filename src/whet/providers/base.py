@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from whet.config import DEFAULT_LIMITS, Limits
 from whet.errors import Terminated
@@ -33,6 +33,44 @@ Level = Literal["disabled", "basic", "extended", "all"]
 
 
 @dataclass(frozen=True, slots=True)
+class ShapeRange:
+    """Shapes that are to be ready before the first run; anything else runs too, but is made ready when it comes."""
+
+    least: Mapping[str, tuple[int, ...]]
+    """A shape for each input of the model with free extents, as the others."""
+    usual: Mapping[str, tuple[int, ...]]
+    most: Mapping[str, tuple[int, ...]]
+    extents: Mapping[str, tuple[int, int, int]]
+    """The same by name of the free extent: least, usual, most."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes that an executable, or a whole session, holds."""
+
+    weights: int = 0
+    """Constants in memory, packed as kernels want them."""
+    shared_weights: int = 0
+    """Those among them that other sessions of this process hold, too."""
+    arena: int = 0
+    """Values between steps, of all run contexts; pages that no run has touched take no memory."""
+    contexts: int = 0
+    """Everything else of the run contexts, one for each run at the same time."""
+    code: int = 0
+    tables: int = 0
+    specializations: int = 0
+    """Programs that are kept (a count)."""
+
+    def __add__(self, other: MemoryUse) -> MemoryUse:
+        return MemoryUse(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.weights + self.arena + self.contexts + self.code + self.tables
+
+
+@dataclass(frozen=True, slots=True)
 class CompileEnv:
     """What a provider may know when it compiles a subgraph."""
 
@@ -44,6 +82,8 @@ class CompileEnv:
     precision: str = "float32"
     deterministic: bool = False
     model_path: str | None = None
+    shapes: tuple[ShapeRange, ...] = ()
+    """Shapes to make ready."""
 
 
 @dataclass(slots=True)
@@ -97,6 +137,15 @@ class Executable(Protocol):
 
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
         """Compute the subgraph's outputs. Inputs are borrowed and never written; no output aliases an input."""
+        ...
+
+
+@runtime_checkable
+class ReportsMemory(Protocol):
+    """An executable that knows what it holds."""
+
+    def memory(self) -> MemoryUse:
+        """Bytes held now."""
         ...
 
 

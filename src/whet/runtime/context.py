@@ -97,6 +97,11 @@ class RunContext:
         return self._arena
 
     @property
+    def scratch(self) -> Area:
+        """The memory of the threads' kernels, one part for each thread."""
+        return self._scratch
+
+    @property
     def failed_row(self) -> int:
         """The row at which the last run that was not DONE stopped."""
         return int(self._block[Context.FAILED_ROW])
@@ -120,6 +125,16 @@ class RunContext:
         outcome = self._native_prepare(self._address)
         self._symbols = wanted if outcome == DONE and self._loaded.keeps_slots else None
         return outcome
+
+    @property
+    def slots(self) -> Words:
+        """All slots, after `prepare` or `run`; of this context, so only to be read."""
+        return self._slots
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the context's own memory, the arena left out."""
+        return sum(a.nbytes for a in (self._words, self._slots, self._bases, self._block, self._station, self._scratch))
 
     def slot(self, index: int) -> int:
         """A slot's number, after `prepare` or `run`."""

@@ -43,6 +43,13 @@ class LoadedProgram:
         """Whether a run leaves slots and words as row 0 made them."""
 
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables."""
+        program = self.program
+        return sum(t.nbytes for _, t in self.tables) + program.words.nbytes + program.slots.nbytes + self.weights.nbytes
+
+
 def check_program(program: Program) -> None:
     """Raise InvalidArgument where a number of the tables points outside of what it names."""
     shapes = {"rows": table.ROW_NUMBERS, "code": 4, "moves": 2, "addresses": 4, "io_addresses": 4, "checks": 3}

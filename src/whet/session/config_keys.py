@@ -20,6 +20,9 @@ SESSION_KEYS: dict[str, str] = {
     "limits.pass_rounds": "most repetitions of a group of passes",
     "limits.rank": "most dimensions of a tensor",
     "limits.tensor_bytes": "largest tensor that a node may make",
+    "shapes.max": "largest shapes to make ready at once: INPUT:1x3x224x224,OTHER:8; more profiles after a ;",
+    "shapes.min": "smallest shapes of that range; any, if left out",
+    "shapes.opt": "the shapes of that range that are met most; the largest, if left out",
     # ONNX Runtime's, with effect here.
     "session.model_external_initializers_file_folder_path": "folder of a model's external data, for models from bytes",
     "session.disable_cpu_ep_fallback": "1: refuse a model of which any node lands on the reference provider",

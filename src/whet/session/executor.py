@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from whet.graph import Value
 from whet.graph.tensor import TensorData
-from whet.providers.base import Executable, RunState
+from whet.providers.base import Executable, MemoryUse, ReportsMemory, RunState
 from whet.runtime.values import Map, Optional, RuntimeValue, Tensor
 from whet.runtime.values import Sequence as SequenceValue
 
@@ -63,6 +63,16 @@ class Executor:
         if any(isinstance(o, TensorData) for o in self._outputs) or tuple(self._outputs) != made:
             return None
         return self._steps[0].executable
+
+    @property
+    def executables(self) -> tuple[Executable, ...]:
+        """The parts, in the order in which they run."""
+        return tuple(step.executable for step in self._steps)
+
+    def memory(self) -> MemoryUse:
+        """What the parts hold, as far as their providers tell."""
+        found = (e.memory() for e in self.executables if isinstance(e, ReportsMemory))
+        return sum(found, MemoryUse())
 
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
         """Compute all outputs. Results alias neither inputs nor constants nor each other."""

@@ -18,7 +18,7 @@ from whet.errors import Fail, InvalidArgument, NotImplemented, did_you_mean
 from whet.graph import Model
 from whet.graph.tensor import TensorData
 from whet.passes.base import PassReport
-from whet.providers.base import CompileEnv, ExecutionProvider, RunState
+from whet.providers.base import CompileEnv, ExecutionProvider, MemoryUse, ProfileEvent, RunState
 from whet.providers.partition import Placement
 from whet.runtime.values import RuntimeValue
 from whet.session import saved_model
@@ -44,6 +44,7 @@ from whet.session.prepare import (
 from whet.session.profile import Profile
 from whet.session.provider_list import normalize
 from whet.session.seed import current_seed
+from whet.session.shape_ranges import shape_ranges
 from whet.session.short_run import ShortRun, short_run
 
 SPECIALIZATIONS = 4
@@ -208,6 +209,7 @@ class InferenceSession:
             goal="throughput" if self._options._config.get("goal") == "throughput" else "latency",
             deterministic=self._options.use_deterministic_compute,
             model_path=loaded.model.path,
+            shapes=shape_ranges(self._options._config, loaded.interface.inputs),
         )
         compiled = compile_model(loaded, providers, env, notes)
         if self._profile is not None:
@@ -451,6 +453,13 @@ class InferenceSession:
         """The model as the passes left it; not to be changed."""
         return self._main.compiled.loaded.model
 
+    @property
+    def memory(self) -> MemoryUse:
+        """Bytes that the compiled model holds, as far as its providers tell: weights, arenas, contexts, code."""
+        with self._lock:
+            compiled = [self._main.compiled, *(s.compiled for s in self._specializations.values())]
+        return sum((c.executor.memory() for c in compiled), MemoryUse())
+
     def save_optimized_model(self, path: str | os.PathLike[str]) -> None:
         """Write the optimized model in a form that ONNX Runtime reads; on an error nothing is left behind."""
         self._save(self._main, path)
@@ -492,6 +501,15 @@ class InferenceSession:
         Returns the same path when called again, and an empty string when profiling is off.
         """
         return "" if self._profile is None else self._profile.end()
+
+    def profile(self, input_feed: Mapping[str, Any], runs: int = 1) -> list[ProfileEvent]:
+        """What every step of `runs` runs took, for programs; `enable_profiling` writes a Chrome trace for people."""
+        specialization = self._specialization(input_feed)
+        inputs = specialization.check(input_feed)
+        events: list[ProfileEvent] = []
+        for _ in range(runs):
+            specialization.compiled.executor.run(inputs, RunState(seed=current_seed(), events=events))
+        return events
 
     def get_profiling_start_time_ns(self) -> int:
         """`time.monotonic_ns()` at which the profile's time stamps begin."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from whet.config import DEFAULT_LIMITS, Limits
 from whet.errors import EPFail, InvalidArgument, NotImplemented, did_you_mean
-from whet.formats.onnx import load_model
+from whet.formats.onnx import load_model, release_pages
 from whet.graph import Graph, Model, TensorData, TensorType, Type, Value, extract
 from whet.graph.dims import Dim, Expr
 from whet.ops.custom import CustomOp
@@ -119,7 +119,16 @@ def compile_model(
             PassDriver(subgraph.model, env.limits).run(passes)
         compiled.append((part.provider.compile(subgraph, env), part.inputs, part.outputs))
     executor = Executor(model.graph.inputs, model.graph.outputs, compiled)
+    _release(model.graph)
     return Compiled(loaded, parts, placement, executor)
+
+
+def _release(graph: Graph) -> None:
+    """Give back the memory of the model's file: providers hold what they need of it, mostly in forms of their own."""
+    constants = (v.data for g in graph.all_graphs() for v in g.constants() if v.data is not None)
+    owners = {id(data.mapping): data.mapping for data in constants}
+    for owner in owners.values():
+        release_pages(owner)
 
 
 def make_providers(

@@ -202,7 +202,12 @@ def _row(out: View, axis: int, at: Known) -> View:
 
 
 def _want_rows(
-    ctx: Lowering, body: Graph, made: Sequence[Value], outs: Sequence[View | None], axes: Sequence[int], at: Sequence[Known]
+    ctx: Lowering,
+    body: Graph,
+    made: Sequence[Value],
+    outs: Sequence[View | None],
+    axes: Sequence[int],
+    at: Sequence[Known],
 ) -> None:
     wanted: set[Value] = set()
     for value, out, axis, place in zip(made, outs, axes, at, strict=True):
@@ -228,7 +233,10 @@ def lower_scan(ctx: Lowering, node: Node, group: Group | None) -> None:
     scanned = node.int_attr("num_scan_inputs", 0)
     count = len(node.inputs) - scanned
     stacked = len(body.outputs) - count
-    axes, out_axes = node.ints_attr("scan_input_axes", (0,) * scanned), node.ints_attr("scan_output_axes", (0,) * stacked)
+    axes, out_axes = (
+        node.ints_attr("scan_input_axes", (0,) * scanned),
+        node.ints_attr("scan_output_axes", (0,) * stacked),
+    )
     back = node.ints_attr("scan_input_directions", (0,) * scanned)
     out_back = node.ints_attr("scan_output_directions", (0,) * stacked)
     sources = [ctx.view(need(node, count + i)) for i in range(scanned)]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from whet.compiler.fuse import Group
-from whet.compiler.lower.copy import cast_copy, relayout
+from whet.compiler.lower.copy import cast_copy, copy, relayout
 from whet.compiler.lower.demand import broadcast, demand
 from whet.compiler.lower.epilogue import Extra, Finish, finish, operand_kind, takes_group
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
+from whet.compiler.lower.thin_product import emit_thin, is_thin
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder, computed
-from whet.compiler.views import View, collapse, dense_strides, hint, product
+from whet.compiler.views import View, collapse, dense_strides, hint, is_not_one, product
 from whet.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT32, INT64, UINT32, UINT64, DType
 from whet.graph import Node, Value
 from whet.graph.dims import Known, ceil_div
@@ -123,7 +125,8 @@ def _demand_batch(ctx: Lowering, own: Sequence[Known], out: Sequence[Known], row
     batch = out[: len(out) - row - column]
     for extent, wanted in zip(reversed(own), reversed(batch), strict=False):
         if extent not in (1, wanted):
-            demand(ctx, "equal", extent, wanted, "the batches of a matrix product differ")
+            fits = is_not_one(extent) * (wanted - 1) + 1
+            demand(ctx, "equal", extent, fits, "the batches of a matrix product differ")
 
 
 def _with_ones(view: View, shape: Sequence[Known]) -> tuple[Known, ...]:
@@ -146,6 +149,11 @@ def emit_product(
     ctx: Lowering, a: View, b: Value, transposed: bool, element: DType, out: View, done: Finish
 ) -> None:
     """Emit the product of `a` [..., m, k] and `b` [..., k, n] (`transposed`: [..., n, k]) into `out` [..., m, n]."""
+    if b.data is None and a.element is element and len(shape_of(b)) == 2:
+        matrix = ctx.view(b).transpose((1, 0)) if transposed else ctx.view(b)
+        if is_thin(out.shape, matrix, element):
+            emit_thin(ctx, a, matrix, element, out, done)
+            return
     shared = b.data is not None and all(d == 1 for d in shape_of(b)[:-2])
 
     def panels(width: int, batch_shape: Sequence[Known]) -> tuple[View, tuple[Known, ...]]:
@@ -231,22 +239,52 @@ def emit_panels(
         views[i] = view
         words[f"e{i}"] = address(view)
     batch: Known = 1
+    target: View | None = None
     if batch_shape:
         batch = product(batch_shape)
-        rows = [a.broadcast((*batch_shape, *a.shape[-2:])).strides[:-2], b_strides, out.strides[:-2]]
-        for view, kind in zip(views, done.kinds, strict=True):
-            rows.append(view.strides[:-2] if kind == "full" else (0,) * len(batch_shape))
-        dims = collapse(batch_shape, rows, [i for i, extent in enumerate(batch_shape) if extent != 1])
+        dims = _batch_loops(batch_shape, b_strides, [a, out], views, done)
         if len(dims) > 2:
-            raise ctx.refuse("a batch with more than two strides")
-        dims = [*[(_ONE, [_NONE] * len(rows))] * (2 - len(dims)), *dims]
+            # The kernel knows two strides of a batch: everything is brought into the order of its dimensions.
+            a = relayout(ctx, a.broadcast((*batch_shape, *a.shape[-2:])))
+            panel = View(b_view.buffer, (*batch_shape, b_view.shape[-1]), (*b_strides, 1), b_view.offset)
+            b_view = relayout(ctx, panel)
+            b_strides = b_view.strides[:-1]
+            views = [relayout(ctx, v) if kind == "full" else v for v, kind in zip(views, done.kinds, strict=True)]
+            if len(_batch_loops(batch_shape, b_strides, [out], (), done)) > 2:
+                target, out = out, ctx.temporary(out.element, out.shape)
+            dims = _batch_loops(batch_shape, b_strides, [a, out], views, done)
+            spec = replace(spec, lda=k if isinstance(k, int) else None)
+            words |= {"a": address(a), "b": address(b_view), "c": address(out), "lda": k, "ldc": out.strides[-2]}
+            for i, (view, kind) in enumerate(zip(views, done.kinds, strict=True)):
+                words[f"e{i}"] = address(view)
+                if kind == "full":
+                    words[f"e{i}_s"] = view.strides[-2]
+        dims = [*[(_ONE, [_NONE] * (3 + len(views)))] * (2 - len(dims)), *dims]
         words["batch1"] = dims[1][0]
-        for name, index in (("a", 0), ("b", 1), ("c", 2), *((f"e{i}", 3 + i) for i in range(len(views)))):
+        for index, name in enumerate(("b", "a", "c", *(f"e{i}" for i in range(len(views))))):
             words[f"{name}_batch0"], words[f"{name}_batch1"] = dims[0][1][index], dims[1][1][index]
     tiles = batch * ceil_div(n, width * panels) * ceil_div(m, m_block)
     flops = batch * m * n * k * 2
     in_place = [(v, out) for v, kind in zip(views, done.kinds, strict=True) if kind == "full" and same_whole(v, out)]
     ctx.emit(spec, words, tiles, [a, b_view, *views], [out], flops=flops, in_place=in_place, ops=done.ops)
+    if target is not None:
+        copy(ctx, out, target)
+
+
+def _batch_loops(
+    batch_shape: Sequence[Known],
+    b_strides: Sequence[Known],
+    views: Sequence[View],
+    operands: Sequence[View],
+    done: Finish,
+) -> list[tuple[Known, list[Known]]]:
+    """The dimensions of a batch, joined where memory allows, with the strides of B's panels, of each view and of each
+    operand of the epilogue."""
+    rows: list[Sequence[Known]] = [b_strides]
+    rows.extend(view.broadcast((*batch_shape, *view.shape[-2:])).strides[:-2] for view in views)
+    for view, kind in zip(operands, done.kinds[: len(operands)], strict=True):
+        rows.append(view.strides[:-2] if kind == "full" else (0,) * len(batch_shape))
+    return collapse(batch_shape, rows, [i for i, extent in enumerate(batch_shape) if extent != 1])
 
 
 def same_whole(a: View, b: View) -> bool:

@@ -32,7 +32,8 @@ def place_outputs(ctx: Lowering, graph: Graph) -> None:
             where = axis % len(shape)
             made = value.producer
             whole = shape_of(node.output)
-            fits = not any(ctx.is_open(d) for d in whole) and shape[:where] == whole[:where] and shape[where + 1 :] == whole[where + 1 :]
+            fits = shape[:where] == whole[:where] and shape[where + 1 :] == whole[where + 1 :]
+            fits = fits and not any(ctx.is_open(d) for d in whole)
             if (
                 fits and made is not None and made.op not in VIEWS and value not in placed and value not in seen
                 and not value.graph_outputs and not node.output.graph_outputs

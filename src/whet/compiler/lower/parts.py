@@ -36,8 +36,8 @@ class Parts:
         return self.nodes[-1].output
 
 
-TakeApart = Callable[[Node, Parts], Sequence[Value]]
-"""Makes the parts of a node: a value for each of its outputs."""
+TakeApart = Callable[[Node, Parts], Sequence[Value] | None]
+"""Makes the parts of a node: a value for each of its outputs; None where it stays whole."""
 
 
 def taken_apart(refusal: Refusal) -> Rule:

@@ -1,4 +1,4 @@
-"""Pooling over windows, channels-last."""
+"""Pooling over windows, in the layout that the image has."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
 from whet.compiler.views import View, hint, product
 from whet.graph import Node
-from whet.graph.dims import Dim, ceil_div
+from whet.graph.dims import Dim, Known, ceil_div
 from whet.kernels.pool import Pool, Window
+from whet.kernels.pool_rows import PoolRows
 
 KINDS: dict[str, Literal["max", "average", "lp"]] = {"MaxPool": "max", "AveragePool": "average", "LpPool": "lp"}
 
@@ -78,9 +79,12 @@ def lower_pool(ctx: Lowering, node: Node, group: Group | None) -> None:
     assert source is not None
     x = ctx.view(source)
     order = (0, *range(2, x.rank), 1)
+    indices = node.outputs[1] if len(node.outputs) > 1 and node.outputs[1].use_count else None
+    if indices is None and x.unit(x.rank - 1) and not (x.unit(1) and x.shape[1] != 1):
+        _along_rows(ctx, node, group, x)
+        return
     if not x.unit(1):
         x = relayout(ctx, x, order)
-    indices = node.outputs[1] if len(node.outputs) > 1 and node.outputs[1].use_count else None
     result, epilogue, ops = behind(ctx, node, group)
     windows = _windows(ctx, node, x)
     spec = Pool(
@@ -107,6 +111,41 @@ def lower_pool(ctx: Lowering, node: Node, group: Group | None) -> None:
     _emit(ctx, spec, x, made[0], made[1], ops)
     for source_view, place in zip(made, places, strict=True):
         copy(ctx, source_view, place)
+
+
+def _along_rows(ctx: Lowering, node: Node, group: Group | None, x: View) -> None:
+    """Pool an image whose rows are contiguous as it lies."""
+    result, epilogue, ops = behind(ctx, node, group)
+    windows = _windows(ctx, node, x)
+    width, wide = x.shape[-1], shape_of(result)[-1]
+    spec = PoolRows(
+        kind=KINDS[node.op],
+        dtype=x.element,
+        out=dtype_of(result),
+        windows=windows,
+        count_include_pad=node.op == "AveragePool" and node.int_attr("count_include_pad", 0) != 0,
+        p=node.int_attr("p", 2),
+        epilogue=epilogue,
+        columns=(width, wide) if isinstance(width, int) and isinstance(wide, int) else None,
+        never_empty=all(map(_meets, windows, x.shape[2:], shape_of(result)[2:])),
+    )
+    with written(ctx, result, range(x.rank), lambda view: view.unit(x.rank - 1)) as out:
+        words: dict[str, Word] = {"x": address(x), "out": address(out), "batch": x.shape[0], "channels": x.shape[1]}
+        for name, view in (("x", x), ("out", out)):
+            words |= {f"{name}_batch": view.strides[0], f"{name}_channel": view.strides[1]}
+            words |= {f"{name}_space{i}": stride for i, stride in enumerate(view.strides[2:-1])}
+        for i in range(len(windows)):
+            words[f"input{i}"], words[f"output{i}"] = x.shape[2 + i], out.shape[2 + i]
+        tiles = product(out.shape[:-1]) * ceil_div(out.shape[-1], spec.chunk)
+        taps = product(window.size for window in windows)
+        ctx.emit(spec, words, tiles, [x], [out], flops=out.size * taps, ops=ops, tactic="pool")
+
+
+def _meets(window: Window, extent: Known, outputs: Known) -> bool:
+    """Whether every window along an axis is known to have a tap inside, and taps are neighbours."""
+    if not isinstance(extent, int) or not isinstance(outputs, int) or window.dilation != 1 or extent == 0:
+        return False
+    return window.before < window.size and (outputs - 1) * window.stride - window.before < extent
 
 
 def _emit(ctx: Lowering, spec: Pool, x: View, out: View, indices: View | None, ops: str) -> None:

@@ -53,7 +53,13 @@ def refusal(node: Node) -> str | None:
     shapes = [need(node, i).shape for i in range(3)]
     if any(shape is None or len(shape) != 3 for shape in shapes):
         return "its operands have not rank 3"
-    for value, rank in ((node.input(3), 2), (node.input(4), 1), (node.input(5), 3), (node.input(6), 3), (node.input(7), 2)):
+    for value, rank in (
+        (node.input(3), 2),
+        (node.input(4), 1),
+        (node.input(5), 3),
+        (node.input(6), 3),
+        (node.input(7), 2),
+    ):
         if value is not None and (value.shape is None or len(value.shape) != rank):
             return f"{value.name} has not rank {rank}"
     if not isinstance(_hidden(node), int):

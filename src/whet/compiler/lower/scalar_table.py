@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whet.compiler.lower.contrib_scalars import CONTRIB_SCALARS
+from whet.compiler.lower.ml_scalars import ML_SCALARS
 from whet.compiler.lower.qlinear_scalars import QLINEAR_SCALARS
 from whet.compiler.lower.quantize_scalars import QUANTIZE_SCALARS
 from whet.compiler.lower.scalar_rule import ScalarRule, result_type
@@ -192,5 +193,6 @@ SCALAR_RULES: dict[str, ScalarRule] = {
     **CONTRIB_SCALARS,
     **QUANTIZE_SCALARS,
     **QLINEAR_SCALARS,
+    **ML_SCALARS,
 }
 """Operators whose result's element depends on one element of each operand."""

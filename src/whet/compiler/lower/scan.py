@@ -7,8 +7,8 @@ from typing import Literal
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import copy
 from whet.compiler.lower.demand import demand, integers, need
-from whet.compiler.lower.movement import kept_axes, kept_tiles, kept_words
 from whet.compiler.lower.measure import measure_top_k
+from whet.compiler.lower.movement import kept_axes, kept_tiles, kept_words
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, shape_of

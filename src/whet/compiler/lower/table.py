@@ -10,7 +10,7 @@ from whet.compiler.lower import (
     conv,
     conv_transpose,
     division,
-    einsum,
+    einsum_chain,
     embed,
     gather,
     generate,
@@ -33,6 +33,7 @@ from whet.compiler.lower import (
     views,
 )
 from whet.compiler.lower.contrib_table import CONTRIB_ANCHORS, CONTRIB_RULES
+from whet.compiler.lower.ml import ML_RULES
 from whet.compiler.lower.pointwise import pointwise_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lower.scalar_table import SCALAR_RULES
@@ -73,7 +74,6 @@ LOWER: dict[str, Rule] = {
     "MatMul": matmul.MATMUL,
     "Gemm": matmul.GEMM,
     "Conv": conv.CONV,
-    "Einsum": einsum.EINSUM,
     "NegativeLogLikelihoodLoss": losses.LOSS,
     "SoftmaxCrossEntropyLoss": losses.LOSS,
     "ConvTranspose": conv_transpose.CONV_TRANSPOSE,
@@ -113,6 +113,7 @@ LOWER: dict[str, Rule] = {
     "DequantizeLinear": quantize.DEQUANTIZE,
     "com.microsoft.DequantizeLinear": quantize.DEQUANTIZE,
     "DynamicQuantizeLinear": quantize.DYNAMIC_QUANTIZE,
+    "Einsum": einsum_chain.EINSUM,
     "MatMulInteger": integer_products.MATMUL_INTEGER,
     "QLinearMatMul": integer_products.QLINEAR_MATMUL,
     "ConvInteger": integer_products.CONV_INTEGER,
@@ -120,6 +121,7 @@ LOWER: dict[str, Rule] = {
     "RotaryEmbedding": rotary.ROTARY,
     **CONTRIB_RULES,
     **dict.fromkeys((trees.ENSEMBLE, trees.REGRESSOR, trees.CLASSIFIER), trees.TREES),
+    **ML_RULES,
 }
 """Rules by operator, pointwise ones left out (see SCALAR_RULES)."""
 

@@ -69,6 +69,12 @@ def map_descriptor(descriptor: int, path: str) -> memoryview:
         raise _cannot_open(path, error) from error
 
 
+def release_pages(owner: object) -> None:
+    """Let the system take back the memory that holds a mapped file's bytes; who reads them again finds them again."""
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
 def _require_regular(status: os.stat_result, path: str) -> None:
     if stat.S_ISREG(status.st_mode):
         return

@@ -2,102 +2,46 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
+import weakref
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from whet.codegen.cache import ObjectCache
 from whet.codegen.target import host_target
-from whet.compiler.assemble import Blueprint
-from whet.compiler.compile import compile_graph
-from whet.compiler.link import Linked, Linker
-from whet.compiler.lowering import LowerEnv, dtype_of
-from whet.compiler.specialize import Specialized, Specializer
+from whet.compiler.lowering import LowerEnv
+from whet.compiler.specialize import Specializer
 from whet.compiler.weights import Array
 from whet.dtypes import DType
 from whet.errors import Fail, InvalidArgument, NotImplemented, ResourceExhausted, RuntimeException, Terminated
+from whet.graph import Value
 from whet.kernels.base import BAD_VALUE, EXTENT_MISMATCH, INDEX_OUT_OF_BOUNDS, STATUS_CODE_BITS
-from whet.providers.base import CompileEnv, RunState, Subgraph
+from whet.providers.base import CompileEnv, MemoryUse, RunState, ShapeRange, Subgraph
 from whet.providers.cpu.profile import step_events
+from whet.providers.cpu.specialization import Plan, Specialization, compile_specialization
 from whet.runtime import program as p
 from whet.runtime.addresses import data_address
 from whet.runtime.context import RunContext
 from whet.runtime.cores import core_budget
-from whet.runtime.loaded import LoadedProgram
+from whet.runtime.team import team
 from whet.runtime.values import RuntimeValue, Tensor
 
 SPECIALIZATIONS = 16
 """Sets of structural values (and, where branches depend on extents, of shapes) that keep their program."""
-PLANS = 16
-"""Classes of extents that keep their memory plan, per specialization."""
 
-_linker = Linker(ObjectCache(), workers=core_budget())
-
-
-@dataclass(slots=True, eq=False)
-class Plan:
-    """A loaded program for a class of extents."""
-
-    loaded: LoadedProgram
-    blueprint: Blueprint
-
-
-class Specialization:
-    """The program of one set of structural values, and its plans."""
-
-    def __init__(self, specialized: Specialized, env: LowerEnv) -> None:
-        self.blueprint = compile_graph(specialized, env)
-        self.sources = specialized.sources
-        linked, self.link_report = _linker.link(self.blueprint.codes, env.target)
-        self._linked: list[Linked] = linked
-        self.input_names = tuple(v.name for v in specialized.graph.inputs)
-        self.output_names = tuple(v.name for v in specialized.graph.outputs)
-        self.dtypes = tuple(dtype_of(v) for v in specialized.graph.outputs)
-        self._lock = threading.Lock()
-        self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
-        self._weights = [int(w.array.ctypes.data) for w in self.blueprint.weights]
-        self._measure = None if self.blueprint.is_static else self._load(self.blueprint.program)
-        self.static_plan = self._make(()) if self.blueprint.is_static else None
-
-    def _load(self, program: p.Program) -> LoadedProgram:
-        return LoadedProgram(program, [k.address for k in self._linked], self._weights, self)
-
-    def _make(self, symbols: tuple[int, ...]) -> Plan:
-        if self._measure is None:
-            slots: Any = self.blueprint.program.slots
-        else:
-            context = RunContext(self._measure, 1)
-            context.prepare(symbols)
-            slots = context._slots
-        return Plan(self._load(self.blueprint.lay_out(slots)), self.blueprint)
-
-    def plan(self, symbols: tuple[int, ...], exact: bool = False) -> Plan:
-        """The plan for a run's extents: that of their power-of-two class, or of these very extents with `exact`."""
-        if self.static_plan is not None:
-            return self.static_plan
-        key = symbols if exact else tuple(1 << max(n - 1, 0).bit_length() for n in symbols)
-        with self._lock:
-            found = self._plans.get(key)
-            if found is not None:
-                self._plans.move_to_end(key)
-                return found
-        made = self._make(key)
-        with self._lock:
-            made = self._plans.setdefault(key, made)
-            while len(self._plans) > PLANS:
-                self._plans.popitem(last=False)
-        return made
+_alive: weakref.WeakSet[CpuExecutable] = weakref.WeakSet()
+"""For the account of what is shared."""
+_alive_lock = threading.Lock()
 
 
 class Context:
     """A run context with what Python remembers of its last run."""
 
-    __slots__ = ("native", "outputs", "plan", "symbols")
+    __slots__ = ("__weakref__", "native", "outputs", "plan", "symbols")
 
     def __init__(self, native: RunContext, plan: Plan) -> None:
         self.native = native
@@ -110,17 +54,16 @@ class Context:
 class CpuExecutable:
     """Runs one subgraph as machine code. Thread-safe: each run owns a context."""
 
+    _by_shape: bool
+    """Whether each set of input shapes has a program of its own."""
+    _only: Specialization | None
+    """The program of all runs, where there is one."""
+
     def __init__(self, subgraph: Subgraph, env: CompileEnv) -> None:
-        self._env = env
-        self._threads = env.intra_op_threads or core_budget()
+        self._start(env)
         self._specializer = Specializer(subgraph.model, env.limits)
         self._lower_env = LowerEnv(host_target(), env.limits, env.goal)
         self._structural = self._specializer.structural
-        self._by_shape = False
-        self._lock = threading.Lock()
-        self._specializations: OrderedDict[Any, Specialization] = OrderedDict()
-        self._free: deque[Context] = deque()
-        self._only: Specialization | None = None
         if not self._structural and not self._by_shape:
             try:
                 self._only = self._specialize((), {}, None)
@@ -129,13 +72,66 @@ class CpuExecutable:
                 if not self._has_free_extents():
                     raise
                 self._by_shape = True
+        if self._only is not None and self._only.static_plan is not None:
+            self._free.append(self._new_context(self._only.static_plan))
+        if self._by_shape and not self._structural:
+            self._prepare_shapes()
+
+    def _start(self, env: CompileEnv) -> None:
+        """What compiled and loaded executables have in common."""
+        self._env = env
+        self._threads = env.intra_op_threads or (1 if env.goal == "throughput" else core_budget())
+        if env.goal == "throughput":
+            # Runs side by side use all cores: a worker that waits for its next run would take one from them.
+            team().set_idle_spin(0)
+        self._by_shape = False
+        self._lock = threading.Lock()
+        self._specializations: OrderedDict[Any, Specialization] = OrderedDict()
+        self._free: deque[Context] = deque()
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        self._only = None
+        with _alive_lock:
+            _alive.add(self)
+
+    def _prepare_range(self, specialization: Specialization) -> None:
+        """Lay out memory for the shapes that the session wants ready."""
+        for wanted in self._env.shapes:
+            ranges = [self._range_of(specialization, i, wanted) for i in range(len(specialization.sources))]
+            known = [r for r in ranges if r is not None]
+            if len(known) < len(ranges):
+                continue  # an extent of a value between two parts: it is met when it comes
+            plan = specialization.prepare(tuple(r[0] for r in known), tuple(r[2] for r in known))
+            context = self._new_context(plan)
+            arena = context.native.arena
+            # No run has to wait for the system to find the pages.
+            ctypes.memset(arena.address, 0, arena.nbytes)
+            context.native.prepare(tuple(r[1] for r in known))
+            self._free.append(context)
+
+    def _range_of(self, specialization: Specialization, symbol: int, wanted: ShapeRange) -> tuple[int, int, int] | None:
+        index, axis = specialization.sources[symbol]
+        name = specialization.form.input_names[index]
+        if name in wanted.most:
+            return wanted.least[name][axis], wanted.usual[name][axis], wanted.most[name][axis]
+        return wanted.extents.get(specialization.blueprint.program.symbols[symbol])
+
+    def _prepare_shapes(self) -> None:
+        """Compile for the shapes that the session wants ready, where each shape has its own program."""
+        for wanted in self._env.shapes:
+            for shapes in (wanted.least, wanted.most, wanted.usual):
+                given = [_shape(value, shapes) for value in self._specializer.inputs]
+                if None not in given:
+                    key = ((), tuple(given))
+                    if key not in self._specializations:
+                        self._specialize(key, {}, tuple(given))
 
     def _has_free_extents(self) -> bool:
         inputs = self._specializer.inputs
         return any(not isinstance(dim, int) for value in inputs for dim in value.shape or ())
 
     def _specialize(self, key: Any, values: dict[int, Any], shapes: Any) -> Specialization:
-        made = Specialization(self._specializer.specialize(values, shapes), self._lower_env)
+        made = compile_specialization(self._specializer.specialize(values, shapes), self._lower_env)
+        self._prepare_range(made)
         with self._lock:
             self._specializations[key] = made
             while len(self._specializations) > SPECIALIZATIONS:
@@ -213,11 +209,42 @@ class CpuExecutable:
         try:
             context = self._free.pop()
         except IndexError:
-            return Context(RunContext(plan.loaded, self._threads), plan)
+            return self._new_context(plan)
         if context.plan is not plan:
             context.native.rebind(plan.loaded)
             context.plan, context.symbols = plan, None
         return context
+
+    def _new_context(self, plan: Plan) -> Context:
+        made = Context(RunContext(plan.loaded, self._threads), plan)
+        with self._lock:
+            self._contexts.add(made)
+        return made
+
+    def memory(self) -> MemoryUse:
+        """What this executable holds in memory; code and weights that several programs share count once."""
+        with _alive_lock:
+            others = [e for e in _alive if e is not self]
+        foreign = {id(w) for other in others for s in other.programs() for w in s.blueprint.weights}
+        programs = self.programs()
+        weights = {id(w): w.array.nbytes for s in programs for w in s.blueprint.weights}
+        libraries = {id(k.library): k.library.nbytes for s in programs for k in s.linked}
+        with self._lock:
+            contexts = list(self._contexts)
+        return MemoryUse(
+            weights=sum(weights.values()),
+            shared_weights=sum(n for key, n in weights.items() if key in foreign),
+            arena=sum(c.native.arena.nbytes for c in contexts),
+            contexts=sum(c.native.nbytes for c in contexts),
+            code=sum(libraries.values()),
+            tables=sum(s.table_bytes for s in programs),
+            specializations=len(programs),
+        )
+
+    def programs(self) -> list[Specialization]:
+        """The specializations that are kept."""
+        with self._lock:
+            return list(self._specializations.values())
 
     def _prepare(
         self, context: Context, specialization: Specialization, symbols: tuple[int, ...], arrays: Sequence[Array]
@@ -236,7 +263,7 @@ class CpuExecutable:
             if arrays[index].shape != expected:
                 raise InvalidArgument(
                     "an input's shape does not agree with the other inputs'",
-                    value=specialization.input_names[index], found=arrays[index].shape, expected=expected,
+                    value=specialization.form.input_names[index], found=arrays[index].shape, expected=expected,
                 )  # fmt: skip
         bounds = blueprint.output_bounds
         shapes = (
@@ -245,7 +272,7 @@ class CpuExecutable:
         )
         outputs = [(shape, dtype.numpy) for shape, dtype in zip(shapes, specialization.dtypes, strict=True)]
         limit = self._env.limits.tensor_bytes
-        for name, (shape, dtype) in zip(specialization.output_names, outputs, strict=True):
+        for name, (shape, dtype) in zip(specialization.form.output_names, outputs, strict=True):
             if min(shape, default=0) < 0:
                 raise InvalidArgument("the inputs leave a result less than no elements", value=name, found=shape)
             if math.prod(shape) * dtype.itemsize > limit:
@@ -289,6 +316,13 @@ def _exact(room: Array, context: Context, dims: Sequence[int]) -> Array:
     return found.copy() if size * 2 < room.size else found
 
 
+def _shape(value: Value, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape of an input: the one that is wanted, or its own where it has no free extent."""
+    own = value.shape or ()
+    fixed = tuple(d for d in own if isinstance(d, int))
+    return shapes.get(value.name, fixed if len(fixed) == len(own) else None)
+
+
 def _plain(value: RuntimeValue) -> Any:
     """The value's array in C order, native and aligned."""
     assert isinstance(value, Tensor)
@@ -296,4 +330,3 @@ def _plain(value: RuntimeValue) -> Any:
     if not (array.flags.c_contiguous and array.flags.aligned):
         array = np.array(array, order="C")
     return array
-

@@ -1,0 +1,370 @@
+"""Convolution 3x3 with fewer multiplications: F(m x m, 3 x 3) of Winograd, channels last, m = 4 or 2.
+
+A tile of m x m output pixels depends on n x n input pixels, n = m + 2. Both are taken to n x n points of a polynomial
+product, where convolution is a product of numbers: for each point one matrix product of [tiles, channels] and
+[channels, outputs]. A block of tiles is transformed into scratch memory that stays in L2, multiplied there, and taken
+back panel by panel, with the epilogue, so that no transformed tensor ever reaches memory.
+
+The points are 0, plus and minus `POINTS`, and infinity: for m = 4 those that Barabasz et al., "Error Analysis and
+Improving the Accuracy of Winograd Convolution for Deep Neural Networks" (2020), lead to; the customary 1 and 2 lose
+twice as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+
+from whet.codegen.lang import Function, Operand, Pointer, Value, fma, minimum, prefix_mask, reinterpret, select
+from whet.codegen.target import Target
+from whet.dtypes import FLOAT32, INT64, UINT64, DType
+from whet.kernels.base import Frame
+from whet.kernels.gemm import pack_b
+from whet.kernels.tile import Epilogue, Finish, RegularRows, Sums, Tile, blocks_of, finish, left_over, times
+from whet.kernels.tile import Target as Destination
+
+Array = np.ndarray[Any, Any]
+
+POINTS: dict[int, tuple[float, ...]] = {2: (1.0,), 4: (sqrt(2), sqrt(0.5))}
+"""By m: the points' magnitudes beside 0 and infinity."""
+
+TAPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Winograd:
+    """A convolution 3x3, with stride and dilation 1, of `channels` to `outputs` numbers a pixel.
+
+    Words: x, zero (address of at least `channels` zeros), x_n, x_s0, x_s1 (elements from one image, row, pixel to the
+    next; channels are 1 apart), in0, in1, out0, out1 (rows and columns of input and output; `extents` fixes the
+    output's), images, w (`pack_winograd_weights`), c, ldc, c_n, e0, e0_s, e0_n, ... as for `Conv`.
+
+    `tile` is m; `pads` are rows above and columns before the image. The tiles of all images are numbered; a tile of the
+    grid is `block` of them x `panels` panels of outputs.
+    """
+
+    channels: int
+    outputs: int
+    tile: int = 4
+    pads: tuple[int, int] = (1, 1)
+    dtype: DType = FLOAT32
+    extents: tuple[int, int] | None = None
+    mr: int = 14
+    nv: int = 2
+    block: int = 28
+    panels: int = 4
+    epilogue: Epilogue | None = None
+
+    @property
+    def reach(self) -> int:
+        """Input pixels under a tile along one axis; also the points."""
+        return self.tile + TAPS - 1
+
+    def width(self, target: Target) -> int:
+        """Output channels in a panel of weights."""
+        return self.nv * target.lanes(self.dtype)
+
+    def tiles(self, target: Target, out: Sequence[int], images: int) -> int:
+        """ceil(images * tiles of an image / block) * ceil(outputs / (width * panels))."""
+        m = self.tile
+        count = images * (((out[0] + (m - 1)) // m) * ((out[1] + (m - 1)) // m))
+        parts = -(-self.outputs // (self.width(target) * self.panels))
+        return (count + (self.block - 1)) // self.block * parts
+
+    def emit(self, frame: Frame) -> None:
+        k = frame.k
+        lanes = frame.target.lanes(self.dtype)
+        source = _Source(frame, self)
+        panel_tile = Tile(self.dtype, self.mr, self.nv, lanes)
+        weights = frame.address("w", self.dtype)
+        everywhere = finish(frame, Tile(self.dtype, self.tile, 1, lanes), self.epilogue)
+        strides = [frame.number("c_n")]
+        for i, kind in enumerate(self.epilogue.operands if self.epilogue else ()):
+            strides.append(frame.number(f"e{i}_n") if kind == "full" else 0)
+        rows = -(-self.block // self.mr) * self.mr
+        inputs = _Planes(frame, self, rows, self.channels)
+        products = _Planes(frame, self, rows, panel_tile.width)
+        result = _Result(k, self, lanes, source, everywhere, tuple(strides), products)
+        panels = blocks_of(self.outputs, panel_tile.width)
+        parts = blocks_of(self.outputs, panel_tile.width * self.panels)
+        # Panels run fastest: of neighbouring tiles of the grid only the first has to transform the input.
+        ready = k.variable(k.index(-1))
+        with frame.tiles() as number:
+            block, part = number / parts, number % parts
+            first = block * self.block
+            count = left_over(k, source.grid.count, first, self.block)
+            with k.when(block != ready.value):
+                with k.loop(count, nonempty=True) as row:
+                    source.transform(first + row, inputs.memory + row * inputs.row, inputs.plane)
+                ready.value = block
+            first_panel = part * self.panels
+            last_panel = minimum(first_panel + self.panels, panels)
+            with k.loop(last_panel, start=first_panel, nonempty=True) as panel:
+                with k.loop(self.reach**2) as point:
+                    a = inputs.memory + point * inputs.plane
+                    b = weights + (panel * self.reach**2 + point) * (self.channels * panel_tile.width)
+                    to = products.memory + point * products.plane
+                    # Rows up to a whole tile of sums are multiplied too: nobody reads them.
+                    with k.loop(count, step=self.mr, nonempty=True) as row:
+                        sums = Sums(k, panel_tile)
+                        sums.add_products(RegularRows(a + row * inputs.row, inputs.row, self.mr), b, self.channels)
+                        place = to + row * products.row
+                        for i, vectors in enumerate(sums.totals()):
+                            for j, total in enumerate(vectors):
+                                place.store(total, i * products.row + j * lanes)
+                with k.loop(count, nonempty=True) as row:
+                    result.write(first + row, row, panel)
+
+
+class _Planes:
+    """Scratch memory for a matrix at each point: [points][rows][columns], with strides that spread over the cache."""
+
+    def __init__(self, frame: Frame, spec: Winograd, rows: int, columns: int) -> None:
+        lanes = frame.target.lanes(spec.dtype)
+        line = max(lanes, 512 // spec.dtype.bits)
+        lines = -(-columns // line)
+        # Rows a multiple of a KiB apart share few of the cache's sets, as planes an even number of lines apart do.
+        lines += 1 if lines % 16 == 0 and lines > 16 else 0
+        self.row = lines * line
+        self.plane = (rows * lines | 1) * line
+        self.memory = frame.scratch(spec.dtype, self.plane * spec.reach**2)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The tiles of all images, numbered by image, row and column."""
+
+    m: int
+    out: tuple[Operand, Operand]
+    images: Operand
+
+    @property
+    def per_image(self) -> Operand:
+        return times(blocks_of(self.out[0], self.m), blocks_of(self.out[1], self.m))
+
+    @property
+    def count(self) -> Operand:
+        return times(self.per_image, self.images)
+
+    def place(self, number: Value) -> tuple[Value, Value, Value]:
+        """(image, row, column) of a tile's first output pixel."""
+        per_image, across = self.per_image, blocks_of(self.out[1], self.m)
+        image, rest = number / per_image, number % per_image
+        return image, rest / across * self.m, rest % across * self.m
+
+
+class _Source:
+    """The input: where pixels lie, and the way to points."""
+
+    def __init__(self, frame: Frame, spec: Winograd) -> None:
+        self.k = k = frame.k
+        self.spec = spec
+        self.lanes = frame.target.lanes(spec.dtype)
+        element = spec.dtype.bits // 8
+        self.x, self.zero = k.index(frame.number("x")), k.index(frame.number("zero"))
+        self.x_n = frame.number("x_n") * element
+        self.steps = [frame.number(f"x_s{i}") * element for i in range(2)]
+        self.image = [frame.number("in0"), frame.number("in1")]
+        out = [frame.number(f"out{i}", spec.extents[i] if spec.extents else None) for i in range(2)]
+        self.grid = _Grid(spec.tile, (out[0], out[1]), frame.number("images"))
+        self.addresses = k.stack_array(INT64, spec.reach**2)
+
+    def transform(self, number: Value, to: Pointer, plane: int) -> None:
+        """Take one tile's input to points: `to` is its row in the first plane."""
+        k, spec, n = self.k, self.spec, self.spec.reach
+        self._find(number)
+        whole = spec.channels // self.lanes * self.lanes
+
+        def vector(channel: Operand, mask: Value | None) -> None:
+            def load(i: int, j: int) -> Value:
+                pixel = self.addresses.load_pointer(spec.dtype, i * n + j)
+                return pixel.load(channel, self.lanes) if mask is None else pixel.load_masked(mask, channel)
+
+            columns = [to_points([load(i, j) for i in range(n)], spec.tile) for j in range(n)]
+            here = to + channel
+            for i in range(n):
+                for j, value in enumerate(to_points([column[i] for column in columns], spec.tile)):
+                    here.store(value, (i * n + j) * plane)
+
+        with k.loop(whole, step=self.lanes) as channel:
+            vector(channel, None)
+        if spec.channels % self.lanes:
+            vector(whole, prefix_mask(k.index(spec.channels - whole), self.lanes))
+
+    def _find(self, number: Value) -> None:
+        """Write down the address of every pixel under a tile, of zeros outside the image."""
+        k, n = self.k, self.spec.reach
+        image, row, column = self.grid.place(number)
+        corner = (row - self.spec.pads[0], column - self.spec.pads[1])
+        base = self.x + image * self.x_n
+        inside: list[list[Value]] = []
+        offsets: list[list[Value]] = []
+        for axis in range(2):
+            # A place before the image wraps to a large number, so that one comparison finds both sides.
+            end = reinterpret(k.index(self.image[axis]), UINT64)
+            places = [corner[axis] + i for i in range(n)]
+            inside.append([reinterpret(place, UINT64) < end for place in places])
+            start = corner[axis] * self.steps[axis]
+            offsets.append([start + self.steps[axis] * i for i in range(n)])
+        for i in range(n):
+            line = base + offsets[0][i]
+            for j in range(n):
+                found = select(inside[0][i] & inside[1][j], line + offsets[1][j], self.zero)
+                self.addresses.store(found, i * n + j)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The output: the way back from points, and the epilogue."""
+
+    k: Function
+    spec: Winograd
+    lanes: int
+    source: _Source
+    everywhere: Finish
+    image_strides: tuple[Operand, ...]
+    products: _Planes
+
+    def write(self, number: Value, row: Value, panel: Value) -> None:
+        """One tile's pixels, for the outputs of a panel; `row` is the tile's in the block."""
+        k, spec, n = self.k, self.spec, self.spec.reach
+        image, top, left = self.source.grid.place(number)
+        out = self.source.grid.out
+        here = self.everywhere.moved(
+            times(image, self.image_strides[0]), [times(image, s) for s in self.image_strides[1:]]
+        )
+        first = panel * spec.nv
+        points = self.products.memory + row * self.products.row
+        last = minimum(first + spec.nv, -(-spec.outputs // self.lanes))
+        with k.loop(last, start=first, nonempty=True) as vector:
+            place = points + (vector - first) * self.lanes
+            columns = [
+                from_points([place.load((i * n + j) * self.products.plane, self.lanes) for i in range(n)], spec.tile)
+                for j in range(n)
+            ]
+            tile = Tile(spec.dtype, spec.tile, 1, self.lanes)
+            lines = [
+                _Line(tile, from_points([column[i] for column in columns], spec.tile)) for i in range(spec.tile)
+            ]
+            channel = vector * self.lanes
+            present = self.lanes if spec.outputs % self.lanes == 0 else k.index(spec.outputs) - channel
+            targets = [here.at((top + i) * out[1] + left, channel, present) for i in range(spec.tile)]
+
+            self._store(here, lines, targets, k.index(out[0]) - top, k.index(out[1]) - left)
+
+    def _store(
+        self, here: Finish, lines: Sequence[_Line], targets: Sequence[Destination], down: Value, across: Value
+    ) -> None:
+        """Write the lines of a tile, of which `down` rows and `across` columns are in the image."""
+        k, m = self.k, self.spec.tile
+
+        def whole() -> None:
+            for line, target in zip(lines, targets, strict=True):
+                here.store(line, target)
+
+        if self.spec.extents is not None and not any(extent % m for extent in self.spec.extents):
+            whole()
+            return
+        with k.when((down >= m) & (across >= m)):
+            whole()
+        with k.otherwise():
+            for i, (line, target) in enumerate(zip(lines, targets, strict=True)):
+                with k.when(down > i):
+                    here.store_rows(line, target, minimum(across, m))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of a finished tile: neighbouring pixels, one vector each."""
+
+    tile: Tile
+    pixels: list[Value]
+
+    def totals(self) -> list[list[Value]]:
+        return [[pixel] for pixel in self.pixels]
+
+
+def to_points(values: Sequence[Value], m: int) -> list[Value]:
+    """n numbers along one axis of the input, at the points 0, p, -p for each magnitude, infinity."""
+    squares = [p * p for p in POINTS[m]]
+    every = _polynomial(squares)
+    found = [_combine(every, values[0::2])]
+    for index, p in enumerate(POINTS[m]):
+        others = _polynomial(squares[:index] + squares[index + 1 :])
+        even, odd = _combine(others, values[2::2]), _combine(others, values[1::2])
+        found += [_add_scaled(even, p, odd), _add_scaled(even, -p, odd)]
+    return [*found, _combine(every, values[1::2])]
+
+
+def from_points(values: Sequence[Value], m: int) -> list[Value]:
+    """The m outputs along one axis from the products at n points."""
+    sums = [a + b for a, b in zip(values[1:-1:2], values[2:-1:2], strict=True)]
+    differences = [a - b for a, b in zip(values[1:-1:2], values[2:-1:2], strict=True)]
+    found = []
+    for i in range(m):
+        total = values[0] if i == 0 else values[-1] if i == m - 1 else None
+        for p, value in zip(POINTS[m], differences if i % 2 else sums, strict=True):
+            total = value * p**i if total is None else _add_scaled(total, p**i, value)
+        assert total is not None
+        found.append(total)
+    return found
+
+
+def _polynomial(roots: Sequence[float]) -> list[float]:
+    """The coefficients, lowest first, of the product of (z - root)."""
+    result = [1.0]
+    for root in roots:
+        shifted = [0.0, *result]
+        result = [a - root * b for a, b in zip(shifted, [*result, 0.0], strict=True)]
+    return [round(c, 12) for c in result]
+
+
+def _combine(coefficients: Sequence[float], values: Sequence[Value]) -> Value:
+    """The sum of values times coefficients, of which the last is 1; values beyond them count for nothing."""
+    total = values[len(coefficients) - 1]
+    for c, value in zip(coefficients[:-1], values, strict=False):
+        total = _add_scaled(total, c, value)
+    return total
+
+
+def _add_scaled(total: Value, factor: float, value: Value) -> Value:
+    """total + factor * value."""
+    if abs(factor - 1) < 1e-12:
+        return total + value
+    if abs(factor + 1) < 1e-12:
+        return total - value
+    return fma(value, value.like(factor), total)
+
+
+def weight_matrix(m: int) -> Array:
+    """G [n, 3]: the taps' way to points."""
+    finite = [0.0, *(sign * p for p in POINTS[m] for sign in (1, -1))]
+    rows = []
+    for a in finite:
+        scale = prod(a - b for b in finite if b != a)
+        rows.append([a**j / scale for j in range(TAPS)])
+    return np.array([*rows, [0.0, 0.0, 1.0]])
+
+
+def pack_winograd_weights(weights: Array, m: int, width: int) -> Array:
+    """Weights [outputs, channels, 3, 3] at the points, as [panels, n * n, channels, width], zeros in the rest of the
+    last panel; computed in float64."""
+    outputs, channels = weights.shape[:2]
+    g = weight_matrix(m)
+    points = len(g) ** 2
+    panels = -(-outputs // width)
+    whole = np.zeros((panels * width, channels, TAPS * TAPS), np.float64)
+    whole[:outputs] = weights.reshape(outputs, channels, -1)
+    both = np.kron(g, g)
+    packed = pack_b(np.zeros((points * channels, panels * width), weights.dtype), width)
+    for panel in range(panels):
+        part = whole[panel * width : (panel + 1) * width].reshape(-1, TAPS * TAPS)
+        packed[panel] = (both @ part.T).reshape(points, width, channels).transpose(0, 2, 1).reshape(-1, width)
+    return packed
+
+
+__all__ = ["POINTS", "Winograd", "pack_winograd_weights", "weight_matrix"]
