@@ -7,9 +7,32 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
-from tests.compiler_cases import BFLOAT16, FLOAT, FLOAT16, INT8, INT16, INT32, REFERENCE, UINT8, UINT16, UINT32, check, feeds, node_model, run
+from tests.compiler_cases import (
+    BFLOAT16,
+    FLOAT,
+    FLOAT16,
+    INT8,
+    INT16,
+    INT32,
+    REFERENCE,
+    UINT8,
+    UINT16,
+    UINT32,
+    check,
+    compare,
+    feeds,
+    node_model,
+    run,
+)
+from whet.codegen.target import host_target
+from whet.compiler.compile import lower_graph
+from whet.compiler.lowering import LowerEnv
+from whet.compiler.specialize import Specializer
+from whet.config import DEFAULT_LIMITS
 from whet.errors import InvalidArgument
+from whet.formats.onnx import load_model
 
 Array = np.ndarray[Any, Any]
 STORED = {UINT8: np.uint8, INT8: np.int8, UINT16: np.uint16, INT16: np.int16}
@@ -346,3 +369,88 @@ def test_qlinear_others(dtype: Any) -> None:
         "MulInteger", [x, np.array(3, dtype), x[:, :1], np.array(9, dtype)], (INT32,), {}, domain=MS
     )
     check(model, feeds(model, [x, np.array(3, dtype), x[:, :1], np.array(9, dtype)]))
+
+
+# Models of several nodes
+
+
+def _session_of(nodes: list[Any], given: dict[str, Array], held: dict[str, Array], result: str, kind: int) -> bytes:
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), ["rows", *a.shape[1:]])
+        for n, a in given.items()
+    ]
+    constants = [numpy_helper.from_array(np.asarray(a), n) for n, a in held.items()]
+    output = helper.make_tensor_value_info(result, kind, None)
+    graph = helper.make_graph(nodes, "several", inputs, [output], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def test_a_dynamically_quantized_layer() -> None:
+    random = np.random.default_rng(16)
+    x = random.standard_normal((5, 7, 33)).astype(np.float32)
+    held = {
+        "w": integers(random, (33, 21), np.int8), "w_zero": np.array(0, np.int8), "w_scale": scales(random, (21,)),
+        "bias": random.standard_normal(21).astype(np.float32),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "x_scale", "x_zero"]),
+        node("MatMulInteger", ["q", "w", "x_zero", "w_zero"], ["sums"]),
+        node("Cast", ["sums"], ["floats"], to=FLOAT),
+        node("Mul", ["x_scale", "w_scale"], ["factor"]),
+        node("Mul", ["floats", "factor"], ["scaled"]),
+        node("Add", ["scaled", "bias"], ["added"]),
+        node("Relu", ["added"], ["y"]),
+    ]
+    model = _session_of(nodes, {"x": x}, held, "y", FLOAT)
+    expected = run(model, {"x": x}, REFERENCE, plain=True)
+    for plain in (True, False):
+        compare(run(model, {"x": x}, plain=plain), expected, 1e-5)
+
+
+def test_a_layer_between_quantize_and_dequantize() -> None:
+    random = np.random.default_rng(17)
+    x = random.standard_normal((2, 16, 9, 9)).astype(np.float32)
+    held = {
+        "w": integers(random, (24, 16, 3, 3), np.int8), "w_scale": scales(random, (24,)) / 50,
+        "w_zero": np.zeros(24, np.int8), "s": np.float32(0.05).reshape(()), "z": np.array(120, np.uint8),
+        "t": np.float32(0.07).reshape(()), "bias": random.standard_normal(24).astype(np.float32),
+    }  # fmt: skip
+    node = helper.make_node
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["wd"], axis=0),
+        node("Conv", ["xd", "wd", "bias"], ["c"], pads=[1] * 4),
+        node("Relu", ["c"], ["r"]),
+        node("QuantizeLinear", ["r", "t", "z"], ["rq"]),
+        node("DequantizeLinear", ["rq", "t", "z"], ["y"]),
+    ]
+    model = _session_of(nodes, {"x": x}, held, "y", FLOAT)
+    expected = run(model, {"x": x}, REFERENCE, plain=True)[0]
+    for plain in (True, False):
+        found = run(model, {"x": x}, plain=plain)[0]
+        # Sums in another order may fall on the other side of a half: by one step of the scale, and rarely.
+        wrong = np.abs(found - expected) > 1e-5
+        assert wrong.mean() < 1e-3
+        assert np.abs(found - expected).max() < 0.08
+
+
+def test_a_weight_in_few_bits_is_packed_once() -> None:
+    random = np.random.default_rng(18)
+    x = random.standard_normal((3, 32)).astype(np.float32)
+    held = {
+        "w": random.integers(-8, 8, (32, 40)).astype(ml_dtypes.int4), "s": scales(random, (2, 40)),
+        "z": random.integers(-8, 8, (2, 40)).astype(ml_dtypes.int4),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0, block_size=16),
+        helper.make_node("MatMul", ["x", "d"], ["y"]),
+    ]
+    model = _session_of(nodes, {"x": x}, held, "y", FLOAT)
+    compare(run(model, {"x": x}, plain=True), run(model, {"x": x}, REFERENCE, plain=True), 1e-5)
+    specialized = Specializer(load_model(model), DEFAULT_LIMITS).specialize({})
+    tactics = [step.tactic for step in lower_graph(specialized, LowerEnv(host_target())).steps]
+    assert tactics == ["gemm"], tactics

@@ -16,24 +16,29 @@ Monomial = tuple["Atom", ...]
 class Atom:
     """A factor of a monomial: a name, or an operation that is not polynomial."""
 
-    __slots__ = ("_hash", "args", "op", "size")
+    __slots__ = ("_hash", "_text", "args", "op", "size")
 
     def __init__(self, op: str, args: tuple[object, ...]) -> None:
         self.op = op
         self.args = args
         self.size: int = 1 + sum(a.size for a in args if isinstance(a, Expr))
         self._hash = hash((op, args))
+        self._text: str | None = None
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         return isinstance(other, Atom) and self._hash == other._hash and self.op == other.op and self.args == other.args
 
     def __hash__(self) -> int:
         return self._hash
 
     def __str__(self) -> str:
-        if self.op == "name":
-            return str(self.args[0])
-        return f"{self.op}({', '.join(str(a) for a in self.args)})"
+        # Kept: products are sorted by it.
+        if self._text is None:
+            named = self.op == "name"
+            self._text = str(self.args[0]) if named else f"{self.op}({', '.join(str(a) for a in self.args)})"
+        return self._text
 
     def __repr__(self) -> str:
         return str(self)
@@ -71,7 +76,7 @@ class Expr:
         terms: dict[Monomial, int] = {}
         for m1, c1 in self.terms.items():
             for m2, c2 in _terms(other).items():
-                key = tuple(sorted(m1 + m2, key=str))
+                key = tuple(sorted(m1 + m2, key=str)) if m1 and m2 else m1 or m2
                 terms[key] = terms.get(key, 0) + c1 * c2
         return _make(terms)
 

@@ -17,6 +17,7 @@ from whet.kernels.walk import (
     known_mask,
     load,
     over_vectors,
+    plus,
     store,
     tiles,
     times,
@@ -37,6 +38,8 @@ class LayerNorm:
     `total_kept0`.. strides, with `statistics` `statistics_kept0`..; `length`: elements of a row, unless the field of
     that name fixes it; `tile`: positions of the last kept axis in one tile. Rows, scale, bias and skip_bias have
     stride 1. Grid: kept0 * ... * ceil(last kept / tile). out may be x or skip, and total x or skip.
+
+    With `by_row` scale and bias are one number for each row; words `affine_kept0`.. are their strides.
     """
 
     kind: Literal["layer", "rms"]
@@ -52,6 +55,7 @@ class LayerNorm:
     kept_rank: int = 1
     length: int | None = None
     epilogue: Tape | None = None
+    by_row: bool = False
 
     @property
     def statistics_dtype(self) -> DType:
@@ -82,15 +86,22 @@ class _Emission:
         if spec.statistics:
             names = ("mean", "deviation") if spec.kind == "layer" else ("deviation",)
             self.statistics = {name: frame.address(name, self.dtype) for name in names}
-        operands = (*self.rows, "statistics") if spec.statistics else tuple(self.rows)
+        operands = (*self.rows, *(["statistics"] if spec.statistics else []), *(["affine"] if spec.by_row else []))
+        self.of_row: dict[str, Value] = {}
+        """Scale and bias of the row at hand, where they belong to rows."""
         self.kept = axes(frame, "kept", spec.kept_rank, operands)
         self.length = frame.number("length", spec.length)
         self.tile = frame.number("tile")
 
     def emit(self) -> None:
+        spec = self.spec
         strides = {name: s[-1] for name, s in self.kept.strides.items()}
         with tiles(self.frame, self.kept, self.tile) as (tile, _), self.k.loop(tile.stop, start=tile.start) as row:
             at = {name: p + tile.offsets[name] + times(row, strides[name]) for name, p in self.rows.items()}
+            if spec.by_row:
+                place = plus(tile.offsets["affine"], times(row, strides["affine"]))
+                given = {name: self.vectors[name] for name in ("scale", "bias") if name in self.vectors}
+                self.of_row = {name: convert(load(p, place, 1), self.dtype) for name, p in given.items()}
             if isinstance(self.length, int) and self.length <= self.frame.target.vector_registers // 2 * self.lanes:
                 mean, deviation = self._row_in_registers(at, self.length)
             else:
@@ -181,7 +192,9 @@ class _Emission:
 
     def _write(self, at: dict[str, Pointer], i: Operand, mask: Value | None, value: Value) -> None:
         names = [name for name in ("scale", "bias") if name in self.vectors]
-        parts = {name: convert(load(self.vectors[name], i, self.lanes, mask), self.dtype) for name in names}
+        parts = self.of_row
+        if not self.spec.by_row:
+            parts = {name: convert(load(self.vectors[name], i, self.lanes, mask), self.dtype) for name in names}
         if "scale" in parts and "bias" in parts:
             value = fma(value, parts["scale"], parts["bias"])
         elif "scale" in parts:

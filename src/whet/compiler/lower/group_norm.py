@@ -1,4 +1,4 @@
-"""GroupNormalization and InstanceNormalization, channels-last."""
+"""GroupNormalization channels-last, InstanceNormalization as the image lies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from whet.compiler.lower.along import WORK, behind, loops, takes_scalars, tile_f
 from whet.compiler.lower.copy import relayout
 from whet.compiler.lower.demand import demand
 from whet.compiler.lower.matmul import same_whole
-from whet.compiler.lower.norm import floats_refusal
+from whet.compiler.lower.norm import Rows, emit_norm, floats_refusal, is_row, row_order
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering
 from whet.compiler.step import Word, address
@@ -84,6 +84,16 @@ def lower_group_norm(ctx: Lowering, node: Node, group: Group | None) -> None:
     if _has_silu(node):
         tape = TapeBuilder([computed(x.element)])
         epilogue = tape.tape(tape.add("silu", computed(x.element), 0, numbers=(1.0,)))
+    if _group_count(node) is None and is_row(x, 2) and not (x.unit(1) and x.shape[1] != 1):
+        # Channels by themselves whose pixels lie together are rows.
+        affine = scale.expand_dims(0)
+        for _ in range(2, rank):
+            affine = affine.expand_dims(affine.rank)
+        vectors, epsilon = {"scale": scale, "bias": bias}, node.float_attr("epsilon", 1e-5)
+        with written(ctx, result, row_order(x, 2), lambda view: is_row(view, 2)) as out:
+            rows = {"x": x, "out": out}
+            emit_norm(ctx, node, Rows(2, epsilon, rows, vectors, {}, epilogue, ops, affine.broadcast(x.shape)))
+        return
     if pixel_stride(x) is None:
         x = relayout(ctx, x, channels_last(rank))
     groups = x.shape[1] if (count := _group_count(node)) is None else count

@@ -42,6 +42,8 @@ class Rows:
     statistics: Mapping[str, Value]
     epilogue: Tape | None = None
     ops: str = ""
+    affine: View | None = None
+    """Where scale and bias have one number for each row: a view of x's shape whose strides say which."""
 
 
 def floats_refusal(node: Node) -> str | None:
@@ -189,6 +191,9 @@ def emit_norm(ctx: Lowering, node: Node, what: Rows) -> None:
         statistics, copies = _statistics(ctx, what.statistics, kind == "rms", computed(x.element))
         names.append("statistics")
         views.append(next(iter(statistics.values())))
+    if what.affine is not None:
+        names.append("affine")
+        views.append(what.affine)
     dims = loops(x.shape, [v.strides for v in views], [a for a in loop_order(x) if a < axis])
     spec = LayerNorm(
         kind=kind,
@@ -204,6 +209,7 @@ def emit_norm(ctx: Lowering, node: Node, what: Rows) -> None:
         kept_rank=len(dims),
         length=length if isinstance(length, int) else None,
         epilogue=what.epilogue,
+        by_row=what.affine is not None,
     )
     tile = tile_for(length)
     words: dict[str, Word] = {
