@@ -26,6 +26,7 @@ from operator_cases import Case, all_cases
 
 ROUND_SECONDS = 0.004
 """About how long one engine runs one model in one round."""
+PAUSE_SECONDS = 0.02
 ENGINES = ("whet", "onnxruntime")
 
 
@@ -44,8 +45,6 @@ def _session(engine: str, model: bytes, threads: int) -> tuple[Callable[[dict[st
     onnxruntime.set_default_logger_severity(4)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # A peer that spins between runs would take the other engine's core.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, feed), True
 
@@ -66,6 +65,9 @@ def worker(pipe: Connection, engine: str, threads: int) -> None:
                 count = max(3, min(2000, int(ROUND_SECONDS / max(time.perf_counter() - started, 1e-7))))
                 pipe.send((compiled, [np.asarray(r) for r in results]))
             else:
+                # The other engine's workers spin for a while after their last run, on the cores that this one needs.
+                time.sleep(PAUSE_SECONDS)
+                run()
                 run()
                 times = []
                 for _ in range(count):

@@ -98,6 +98,12 @@ def test_fused_conv(channels: int, kernel: int, nhwc: bool) -> None:
         check(model, feeds(model, list(given)), 1e-4)
 
 
+def test_channels_last_with_padding_by_extents() -> None:
+    given: Given = [normal(2, 9, 10, 5), normal(12, 5, 3, 2), normal(12)]
+    attributes = {"auto_pad": "SAME_UPPER", "strides": [2, 3]}
+    agree("NhwcFusedConv", given, attributes, constants=(1, 2), tolerance=1e-4, symbolic=False)
+
+
 def test_depthwise_fused_conv() -> None:
     given: Given = [normal(1, 24, 9, 9), normal(24, 1, 3, 3), normal(24)]
     agree(
@@ -245,6 +251,7 @@ def test_what_is_refused_says_why() -> None:
 
 
 # Products of other kinds
+
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.uint64])
 @pytest.mark.parametrize("shapes", [((7, 19), (19, 35)), ((2, 3, 5, 40), (3, 40, 16)), ((9,), (9, 4)), ((5, 9), (9,))])

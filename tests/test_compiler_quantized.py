@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
+from tests.compiled_nodes import steps
 from tests.compiler_cases import (
     BFLOAT16,
     FLOAT,
@@ -26,13 +27,7 @@ from tests.compiler_cases import (
     node_model,
     run,
 )
-from whet.codegen.target import host_target
-from whet.compiler.compile import lower_graph
-from whet.compiler.lowering import LowerEnv
-from whet.compiler.specialize import Specializer
-from whet.config import DEFAULT_LIMITS
 from whet.errors import InvalidArgument
-from whet.formats.onnx import load_model
 
 Array = np.ndarray[Any, Any]
 STORED = {UINT8: np.uint8, INT8: np.int8, UINT16: np.uint16, INT16: np.int16}
@@ -96,7 +91,7 @@ def test_float_types(kind: int, scale: int) -> None:
 def test_special_numbers() -> None:
     x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 0.5, 1.5, 2.5, -0.5, 0.0], np.float32)
     for kind, dtype in STORED.items():
-        given = [x, np.float32(1.0).reshape(()), np.array(3, dtype)]
+        given = [x, np.array(1.0, np.float32), np.array(3, dtype)]
         model = node_model("QuantizeLinear", given, (kind,), constants=(1, 2))
         check(model, feeds(model, given))
 
@@ -107,7 +102,7 @@ def test_int32_operands() -> None:
     given = [q, scales(random, ()), np.array(0, np.int32)]
     model = node_model("DequantizeLinear", given, (FLOAT,))
     check(model, feeds(model, given), 0)
-    given = [q, np.float32(3e6).reshape(()), np.array(7, np.uint8)]
+    given = [q, np.array(3e6, np.float32), np.array(7, np.uint8)]
     model = node_model("QuantizeLinear", given, (UINT8,))
     check(model, feeds(model, given))
 
@@ -118,9 +113,7 @@ def test_packed_constants(dtype: Any) -> None:
     info = ml_dtypes.iinfo(dtype)
     q = random.integers(info.min, info.max + 1, (6, 10)).astype(dtype)
     given = [q, scales(random, (2, 10)), q[:2]]
-    model = node_model(
-        "DequantizeLinear", given, (FLOAT,), {"axis": 0, "block_size": 3}, constants=(0, 1, 2), opset=22
-    )
+    model = node_model("DequantizeLinear", given, (FLOAT,), {"axis": 0, "block_size": 3}, constants=(0, 1, 2), opset=22)
     check(model, feeds(model, given), 0)
 
 
@@ -210,7 +203,7 @@ def test_qlinear_matmul(form: str, kinds: Any) -> None:
         rows = (7,)
     given = [
         a, scales(random, rows), integers(random, rows, kinds[0]), b, scales(random, columns),
-        integers(random, columns, kinds[1]), np.float32(3.7).reshape(()), integers(random, (), kinds[0]),
+        integers(random, columns, kinds[1]), np.array(3.7, np.float32), integers(random, (), kinds[0]),
     ]  # fmt: skip
     for constants in ((1, 2, 3, 4, 5, 6, 7), ()):
         model = node_model("QLinearMatMul", given, (ONNX_KIND[kinds[0]],), constants=constants)
@@ -223,6 +216,7 @@ CONVS = {
     "pointwise": ((2, 16, 5, 6), (24, 16, 1, 1), {}),
     "depthwise": ((1, 20, 9, 9), (20, 1, 3, 3), {"group": 20, "pads": [1] * 4}),
     "groups": ((1, 8, 9, 9), (12, 4, 3, 3), {"group": 2, "dilations": [2, 2]}),
+    "same": ((1, 16, 9, 10), (24, 16, 3, 2), {"auto_pad": "SAME_LOWER", "strides": [2, 3]}),
     "one axis": ((1, 9, 30), (12, 9, 5), {"pads": [2, 2]}),
 }
 
@@ -256,7 +250,7 @@ def test_qlinear_conv(case: str, domain: str, last: bool) -> None:
     filters = (weights[0],)
     given = [
         x, scales(random, ()), integers(random, (), np.uint8), w, scales(random, filters),
-        np.zeros(filters, np.int8), np.float32(2.3).reshape(()), integers(random, (), np.uint8),
+        np.zeros(filters, np.int8), np.array(2.3, np.float32), integers(random, (), np.uint8),
         random.integers(-9999, 9999, filters).astype(np.int32),
     ]  # fmt: skip
     for some in (given, given[:8]):
@@ -298,7 +292,7 @@ def test_qgemm(trans_a: int, trans_b: int, quantized: bool) -> None:
         random.integers(-999, 999, (1, 21)).astype(np.int32),
     ]  # fmt: skip
     if quantized:
-        given += [np.float32(2.1).reshape(()), np.array(7, np.uint8)]
+        given += [np.array(2.1, np.float32), np.array(7, np.uint8)]
     for some in (given, [*given[:6], None, *given[7:]]):
         for constants in ((3, 4, 5, 6), ()):
             held = tuple(i for i in constants if some[i] is not None)
@@ -318,12 +312,12 @@ def test_qlinear_pointwise(dtype: Any, symbolic: bool) -> None:
     kind = ONNX_KIND[dtype]
     a = [integers(random, (3, 5, 19), dtype), scales(random, ()), integers(random, (), dtype)]
     b = [integers(random, (5, 19), dtype), scales(random, ()), integers(random, (), dtype)]
-    result = [np.float32(0.13).reshape(()), integers(random, (), dtype)]
+    result = [np.array(0.13, np.float32), integers(random, (), dtype)]
     condition = random.integers(0, 2, (3, 5, 19)).astype(bool)
     cases: list[tuple[str, list[Array], dict[str, Any]]] = [
         ("QLinearAdd", [*a, *b, *result], {}),
         ("QLinearMul", [*a, *b, *result], {}),
-        ("QLinearSigmoid", [*a, np.float32(1 / 256).reshape(()), result[1]], {}),
+        ("QLinearSigmoid", [*a, np.array(1 / 256, np.float32), result[1]], {}),
         ("QLinearLeakyRelu", [*a, *result], {"alpha": 0.2}),
         ("QLinearWhere", [condition, *a, *a[:1], *b[1:], *result], {}),
     ]
@@ -346,11 +340,11 @@ def test_qlinear_others(dtype: Any) -> None:
         [integers(random, (2, extent, 7), dtype), scales(random, ()), integers(random, (), dtype)]
         for extent in (3, 1, 4)
     ]
-    given = [np.float32(0.11).reshape(()), np.array(3, dtype), *(v for part in parts for v in part)]
+    given = [np.array(0.11, np.float32), np.array(3, dtype), *(v for part in parts for v in part)]
     model = node_model("QLinearConcat", given, (kind,), {"axis": 1}, domain=MS)
     check(model, feeds(model, given))
     x = integers(random, (2, 9, 5, 6), dtype)
-    own = [scales(random, ()), integers(random, (), dtype), np.float32(0.017).reshape(()), np.array(5, dtype)]
+    own = [scales(random, ()), integers(random, (), dtype), np.array(0.017, np.float32), np.array(5, dtype)]
     cases: list[tuple[str, dict[str, Any]]] = [
         ("QLinearGlobalAveragePool", {"channels_last": 0}),
         ("QLinearGlobalAveragePool", {"channels_last": 1}),
@@ -365,9 +359,7 @@ def test_qlinear_others(dtype: Any) -> None:
     wide = UINT32 if dtype is np.uint8 else INT32
     model = node_model("ReduceSumInteger", [x], (wide,), {"axes": [1, 2]}, domain=MS)
     check(model, feeds(model, [x]))
-    model = node_model(
-        "MulInteger", [x, np.array(3, dtype), x[:, :1], np.array(9, dtype)], (INT32,), {}, domain=MS
-    )
+    model = node_model("MulInteger", [x, np.array(3, dtype), x[:, :1], np.array(9, dtype)], (INT32,), {}, domain=MS)
     check(model, feeds(model, [x, np.array(3, dtype), x[:, :1], np.array(9, dtype)]))
 
 
@@ -415,8 +407,8 @@ def test_a_layer_between_quantize_and_dequantize() -> None:
     x = random.standard_normal((2, 16, 9, 9)).astype(np.float32)
     held = {
         "w": integers(random, (24, 16, 3, 3), np.int8), "w_scale": scales(random, (24,)) / 50,
-        "w_zero": np.zeros(24, np.int8), "s": np.float32(0.05).reshape(()), "z": np.array(120, np.uint8),
-        "t": np.float32(0.07).reshape(()), "bias": random.standard_normal(24).astype(np.float32),
+        "w_zero": np.zeros(24, np.int8), "s": np.array(0.05, np.float32), "z": np.array(120, np.uint8),
+        "t": np.array(0.07, np.float32), "bias": random.standard_normal(24).astype(np.float32),
     }  # fmt: skip
     node = helper.make_node
     nodes = [
@@ -451,6 +443,15 @@ def test_a_weight_in_few_bits_is_packed_once() -> None:
     ]
     model = _session_of(nodes, {"x": x}, held, "y", FLOAT)
     compare(run(model, {"x": x}, plain=True), run(model, {"x": x}, REFERENCE, plain=True), 1e-5)
-    specialized = Specializer(load_model(model), DEFAULT_LIMITS).specialize({})
-    tactics = [step.tactic for step in lower_graph(specialized, LowerEnv(host_target())).steps]
-    assert tactics == ["gemm"], tactics
+    made = steps(model)
+    assert made == ["gemm"], made
+
+
+@pytest.mark.parametrize("kinds", [(np.int16, np.int16), (np.uint16, np.uint16), (np.uint16, np.int16)])
+def test_products_of_16_bits(kinds: Any) -> None:
+    random = np.random.default_rng(19)
+    given = [integers(random, (2, 7, 33), kinds[0]), integers(random, (33, 21), kinds[1])]
+    kind = UINT32 if kinds == (np.uint16, np.uint16) else INT32
+    for constants in ((), (1,)):
+        model = node_model("MatMulInteger16", given, (kind,), domain=MS, constants=constants)
+        check(model, feeds(model, given))

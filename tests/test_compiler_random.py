@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import whet
 from tests.random_graphs.check import CPU_STAGES, LEVELS, OracleError, check
 from tests.random_graphs.generator import generate
+from tests.random_graphs.shrink import FIXTURES, read_fixture
 
 GRAPHS = 200
 CHUNK = 25
@@ -29,6 +31,13 @@ def test_compiled_graphs_agree(first: int) -> None:
         failed += [f"seed {seed}: {failure.stage} {failure.output} {failure.message}" for failure in failures]
     assert not failed, "\n".join(failed[:10])
     assert refused <= 1, "ONNX Runtime refuses the generator's models"
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.onnx")), ids=lambda path: path.stem)
+def test_old_failures_stay_fixed(path: Path) -> None:
+    fixture = read_fixture(path)
+    failures = check(fixture.model, fixture.feeds, stages=("float64", *CPU_STAGES))
+    assert not failures, "\n".join(f"{f.stage} {f.output}: {f.message}" for f in failures)
 
 
 def test_most_nodes_are_compiled() -> None:

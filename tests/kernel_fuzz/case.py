@@ -11,6 +11,7 @@ from typing import Any
 
 from whet.codegen.jit import Library
 from whet.codegen.module import compile_source
+from tests.kernel_tools import _SIGNATURE as SIGNATURE
 from whet.codegen.target import AVX2, AVX512, NEON, Target, host_target
 from whet.kernels.base import KernelSpec, build
 
@@ -20,7 +21,7 @@ from .draw import Draw
 from .families import BY_NAME, FAMILIES
 from .host import Host
 from .layout import Mismatch
-from tests.kernel_tools import _SIGNATURE as SIGNATURE
+from .memory import NoRoom
 
 MOST_FAILURES = 3
 """Failures of one kernel that are reported; it gets no more calls then."""
@@ -52,6 +53,8 @@ class Result:
     calls: int = 0
     seconds: float = 0.0
     compile_seconds: float = 0.0
+    oversized: int = 0
+    """Calls that were left out, as their operands are larger than the memory for them."""
     failures: list[str] = field(default_factory=list)
 
 
@@ -142,13 +145,15 @@ def run_planned(
         try:
             call = case.call(draw)
             result.calls += host.check(draw, code, kernel, call, lambda v, n=number: note(n, v))
+        except NoRoom:
+            result.oversized += 1
         except Mismatch as problem:
             result.failures.append(f"{problem}\n{case.describe(number)}")
         except Exception:
             # Not the kernel's fault, but a generator's.
             result.failures.append(f"{traceback.format_exc()}\n{case.family.name} {case.spec}, call {number}")
         number += 1
-        if only is not None or len(result.failures) >= MOST_FAILURES:
+        if only is not None or len(result.failures) >= MOST_FAILURES or result.oversized > wanted:
             break
     result.seconds = time.perf_counter() - start
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import folds, indexing, layers, moves, norms, pointwise, products
+from . import folds, indexing, layers, moves, norms, pointwise, products, products_more
 from .call import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -47,6 +47,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("conv", products.conv_spec, products.conv_call, weight=3, cost=2),
     Family("im2col", products.im2col_spec, products.conv_call, weight=3, cost=2),
     Family("depthwise", products.depthwise_spec, products.depthwise_call, weight=2),
+    Family("winograd", products_more.winograd_spec, products_more.winograd_call, weight=2, cost=3),
+    Family("tap sum", products_more.tap_spec, products_more.tap_call, cost=3),
+    Family("pool rows", products_more.rows_spec, products_more.rows_call, weight=2),
+    Family("fma rate", products_more.fma_spec, products_more.fma_call, weight=0.25),
+    Family("read rate", products_more.read_spec, products_more.read_call, weight=0.25),
     Family("attention", layers.attention_spec, layers.attention_call, weight=2, cost=3),
     Family("rnn", layers.rnn_spec, layers.rnn_call, weight=2, cost=3),
     Family("forest", layers.forest_spec, layers.forest_call),

@@ -37,6 +37,10 @@ class Slot:
     bytes: Array
 
 
+class NoRoom(Exception):
+    """An operand is larger than every slot, or there are too many."""
+
+
 class Slots:
     """The slots of one process, for inputs or for outputs, by size; `reset` frees them all."""
 
@@ -75,7 +79,7 @@ class Slots:
             if size <= pages * PAGE and self._used[index] < _SLOTS[index]:
                 self._used[index] += 1
                 return self._slots[index][self._used[index] - 1]
-        raise MemoryError(f"no slot for {size} bytes")
+        raise NoRoom(f"no slot for {size} bytes")
 
 
 def _map(size: int, protection: int, flags: int, file: int) -> int:

@@ -122,18 +122,26 @@ def reverse_call(draw: Draw, spec: ReverseSequence, target: Target) -> Call:
 
 def nearest_spec(draw: Draw, target: Target) -> Nearest:
     indexed = tuple(draw.chance(0.5) for _ in range(draw.integer(1, 4)))
-    return Nearest(element(draw), indexed, draw.chance(0.4))
+    filled, repeats, row = draw.chance(0.4), None, None
+    if draw.chance(0.3):
+        indexed, repeats = (*indexed[:-1], False), draw.one((2, 2, 3, 4))
+        row = draw.one((None, repeats * draw.integer(1, 40)))
+    return Nearest(element(draw), indexed, filled, repeats, row)
 
 
 def nearest_call(draw: Draw, spec: Nearest, target: Target) -> Call:
     dtype, rank = ELEMENTS[spec.element_bytes], len(spec.indexed)
-    extents = draw.extents(rank, 500)
-    sources = tuple(draw.extent(12, 1) if i else e for e, i in zip(extents, spec.indexed, strict=True))
+    extents, times = draw.extents(rank, 500), spec.repeats or 1
+    if spec.repeats is not None:
+        extents = (*extents[:-1], extents[-1] // times * times if spec.row is None else spec.row)
+    looked_up = tuple(min(draw.extent(12, 1), 2400 // 12 ** (sum(spec.indexed[d:]))+ 2) for d in range(rank))
+    sources = tuple(s if i else e for s, e, i in zip(looked_up, extents, spec.indexed, strict=True))
+    sources = (*sources[:-1], sources[-1] if spec.indexed[-1] else sources[-1] // times)
     values = draw.values(dtype, sources)
     x = given(dtype, values, draw.strides(sources, None if spec.indexed[-1] else rank - 1))
     out_strides = draw.strides(extents, rank - 1)
     words: dict[str, Operand | int] = {"x": x}
-    picked, outside = values, np.zeros(extents, np.bool_)
+    picked, outside = np.repeat(values, times, axis=-1) if times > 1 else values, np.zeros(extents, np.bool_)
     for d in range(rank):
         if spec.indexed[d]:
             table = draw.rng.integers(-1 if spec.filled else 0, sources[d], extents[d])
@@ -145,7 +153,7 @@ def nearest_call(draw: Draw, spec: Nearest, target: Target) -> Call:
         words["fill"] = given(dtype, fill)
         picked = np.where(outside, fill[0], picked)
     out = made(dtype, extents, out_strides, picked)
-    tile = draw.block(extents[-1])
+    tile = draw.block(extents[-1]) * times if spec.row is None else spec.row
     words |= {"out": out, "tile": tile, **numbers("n", extents), **out.strides(*names("out_n", rank, True))}
     return Call({**words, **x.strides(*names("x_n", rank, not spec.indexed[-1]))}, tile_count(extents, tile))
 

@@ -32,7 +32,7 @@ def layer_spec(draw: Draw, target: Target) -> LayerNorm:
     return LayerNorm(
         kind, dtype, dtype, draw.one((1e-5, 1e-2)), maybe(0.7), maybe(0.5), skip, maybe(0.5) if skip else None,
         maybe(0.5) if skip else None, draw.chance(0.3), draw.integer(1, 3), draw.one((None, None, draw.extent(140, 1))),
-        epilogue_tape(draw, working(dtype), dtype) if draw.chance(0.2) else None,
+        epilogue_tape(draw, working(dtype), dtype) if draw.chance(0.2) else None, draw.chance(0.3),
     )  # fmt: skip
 
 
@@ -60,9 +60,17 @@ def layer_call(draw: Draw, spec: LayerNorm, target: Target) -> Call:
     if skip is not None:
         v = v + wide(skip)
         place("skip", given(spec.dtype, skip, strides()))
-    row = {}
+    row: dict[str, Array] = {}
+    affine = draw.strides(kept, shared=True)
+    if spec.by_row:
+        words |= dict(zip(names("affine_kept", spec.kept_rank), affine, strict=True))
     for name in ("scale", "bias", "skip_bias"):
         if getattr(spec, name) is not None:
+            if spec.by_row and name != "skip_bias":
+                held = [1 if s == 0 else e for e, s in zip(kept, affine, strict=True)]
+                numbers_ = np.broadcast_to(draw.values(spec.dtype, held), kept)
+                row[name], words[name] = numbers_[..., None], given(spec.dtype, numbers_, affine)
+                continue
             row[name] = draw.values(spec.dtype, (length,))
             words[name] = given(spec.dtype, row[name])
     v = v + wide(row["skip_bias"]) if "skip_bias" in row else v
@@ -235,7 +243,7 @@ def pool_call(draw: Draw, spec: Pool, target: Target) -> Call:
     x = given(spec.dtype, values, draw.strides(values.shape, rank + 1))
     expected = None
     if spec.kind == "max" and spec.epilogue is None and 0 not in extents and draw.chance(0.5):
-        expected = _maxima(spec, values, output)
+        expected = maxima(spec, values, output)
     out = made(spec.out, extents, draw.strides(extents, rank + 1), expected)
     tile = draw.block(output[-1])
     words: dict[str, Operand | int] = {"x": x, "out": out, "batch": batch, "channels": channels, "tile": tile}
@@ -247,7 +255,8 @@ def pool_call(draw: Draw, spec: Pool, target: Target) -> Call:
     return Call(words, tile_count((batch, *output), tile))
 
 
-def _maxima(spec: Pool, values: Array, output: list[int]) -> Array | None:
+def maxima(spec: Pool, values: Array, output: list[int]) -> Array | None:
+    """The maxima of windows of x [images, spatial.., channels]; None where a window has no tap inside."""
     found = np.zeros((values.shape[0], *output, values.shape[-1]))
     for place in itertools.product(*(range(o) for o in output)):
         taps = []

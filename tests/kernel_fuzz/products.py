@@ -24,7 +24,7 @@ from .operands import apply_tape, changed, given, made, numbers
 TYPES = (FLOAT32, FLOAT32, FLOAT32, FLOAT64)
 
 
-def _tile(draw: Draw, target: Target) -> tuple[int, int]:
+def register_tile(draw: Draw, target: Target) -> tuple[int, int]:
     """(mr, nv) that fit the registers."""
     nv = draw.integer(1, 4)
     most = max((target.vector_registers - nv - 1) // (nv + 1), 1)
@@ -51,7 +51,7 @@ def epilogue(draw: Draw, dtype: DType, row: bool) -> Epilogue | None:
 
 def gemm_spec(draw: Draw, target: Target) -> Gemm:
     dtype = draw.one(TYPES)
-    mr, nv = _tile(draw, target)
+    mr, nv = register_tile(draw, target)
     m, n, k = (draw.extent(40, 1) if draw.chance(0.3) else None for _ in range(3))
     lda = None if k is None or draw.chance(0.5) else k + draw.one((0, 0, 3))
     return Gemm(
@@ -223,7 +223,7 @@ def im2col_spec(draw: Draw, target: Target) -> ConvIm2col:
 def _settings(draw: Draw, target: Target) -> tuple[dict[str, Any], tuple[int, ...]]:
     window = _window(draw, draw.one((1, 2, 2, 2, 3)))
     dtype = draw.one(TYPES)
-    mr, nv = _tile(draw, target)
+    mr, nv = register_tile(draw, target)
     channels, groups = draw.one((1, 2, 3, 4, 5, 8, 9, 16)), draw.one((1, 1, 1, 2, 3))
     image = _image(draw, window, 40)
     return {
@@ -298,7 +298,7 @@ def conv_call(draw: Draw, spec: Conv | ConvIm2col, target: Target) -> Call:
     packed = pack_conv_weights(weights, groups, spec.width(target), not last)
     words["w"] = given(dtype, packed, align=64)
     y = convolved(values, weights, window, groups, extents)
-    _finish(draw, spec.epilogue, dtype, y, window.taps * spec.channels, words)
+    finish_words(draw, spec.epilogue, dtype, y, window.taps * spec.channels, words)
     return Call(words, spec.tiles(target, math.prod(extents), images))
 
 
@@ -309,7 +309,7 @@ def _word_names(spec: Any) -> tuple[str, ...]:
     return build(spec, host_target()).words
 
 
-def _finish(
+def finish_words(
     draw: Draw, epilogue: Epilogue | None, dtype: DType, y: Array, depth: int, words: dict[str, Operand | int]
 ) -> None:
     """The output's words, and the epilogue's, of a convolution of result y."""
@@ -371,7 +371,7 @@ def depthwise_call(draw: Draw, spec: Depthwise, target: Target) -> Call:
     words |= {"x_s0": strides[1], "x_s1": strides[2], "in0": image[0], "out0": extents[0]}
     words |= {} if spec.columns is not None else {"in1": image[1], "out1": extents[1]}
     words["w"] = given(dtype, pack_depthwise_weights(weights, target.lanes(dtype)), align=64)
-    _finish(draw, spec.epilogue, dtype, _by_channel(values, weights, window, extents), window.taps, words)
+    finish_words(draw, spec.epilogue, dtype, _by_channel(values, weights, window, extents), window.taps, words)
     return Call(words, spec.tiles(target, extents[0], images))
 
 

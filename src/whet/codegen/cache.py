@@ -19,6 +19,7 @@ from typing import Any
 
 import platformdirs
 
+from whet.codegen.trust import Untrusted, check_private, open_private_folder
 from whet.config import GIB, MIB
 
 Fields = tuple[tuple[str, str], ...]
@@ -81,7 +82,7 @@ class ObjectCache:
         except FileNotFoundError:
             self._note(misses=1)
             return None
-        except (OSError, _Rejected) as error:
+        except (OSError, Untrusted) as error:
             self._note(misses=1, rejected=1, problem=f"{name}: {error}")
             return None
         self._note(hits=1)
@@ -102,7 +103,7 @@ class ObjectCache:
                 self._bound(folder, len(content))
             finally:
                 os.close(folder)
-        except (OSError, _Rejected) as error:
+        except (OSError, Untrusted) as error:
             self._note(problem=f"{name}: {error}")
             return False
         self._note(stored=1)
@@ -117,7 +118,7 @@ class ObjectCache:
         nearest: tuple[str, ...] = ()
         try:
             folder = self._open_folder(create=False)
-        except (OSError, _Rejected):
+        except (OSError, Untrusted):
             return ()
         try:
             for name in os.listdir(folder):
@@ -125,7 +126,7 @@ class ObjectCache:
                     continue
                 try:
                     header, _ = _open_entry(folder, name)
-                except (OSError, _Rejected):
+                except (OSError, Untrusted):
                     continue  # not an entry; `get` reports it when its key is asked for
                 other = dict(header["key"])
                 if other.get("ir") == wanted.get("ir"):
@@ -137,17 +138,9 @@ class ObjectCache:
         return nearest
 
     def _open_folder(self, create: bool) -> int:
-        if not hasattr(os, "geteuid"):
-            raise _Rejected("this system does not say who owns a file")
-        if create:
+        if create and hasattr(os, "geteuid"):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            _check_private(os.fstat(handle), str(self.folder))
-        except _Rejected:
-            os.close(handle)
-            raise
-        return handle
+        return open_private_folder(self.folder)
 
     def _bound(self, folder: int, written: int) -> None:
         """Remove what was used longest ago once the folder is over its size, and what dead writers left."""
@@ -187,34 +180,23 @@ class ObjectCache:
             self._report = replace(report, problem=problem or report.problem, **sums)
 
 
-class _Rejected(Exception):
-    """A folder or file that is not to be trusted, or not whole."""
-
-
-def _check_private(status: os.stat_result, what: str) -> None:
-    if status.st_uid != os.geteuid():
-        raise _Rejected(f"{what} belongs to another user")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _Rejected(f"{what} can be written by others")
-
-
 def _open_entry(folder: int, name: str) -> tuple[dict[str, Any], bytes]:
     """An entry's header and object, from a file that only this user can write."""
     with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
         status = os.fstat(file.fileno())
-        _check_private(status, name)
+        check_private(status, name)
         if not stat.S_ISREG(status.st_mode):
-            raise _Rejected("not a regular file")
+            raise Untrusted("not a regular file")
         content = file.read()
     if not content.startswith(_MAGIC):
-        raise _Rejected("not an object of this version")
+        raise Untrusted("not an object of this version")
     head, separator, data = content[len(_MAGIC) :].partition(b"\n")
     try:
         header = json.loads(head)
     except ValueError as error:
-        raise _Rejected("the header is damaged") from error
+        raise Untrusted("the header is damaged") from error
     if not separator or not isinstance(header, dict) or not {"key", "sha256", "bytes"} <= header.keys():
-        raise _Rejected("the header is damaged")
+        raise Untrusted("the header is damaged")
     if time.time() - status.st_mtime > _STALE_SECONDS:
         os.utime(name, dir_fd=folder)
     return header, data
@@ -223,9 +205,9 @@ def _open_entry(folder: int, name: str) -> tuple[dict[str, Any], bytes]:
 def _read_entry(folder: int, name: str, fields: Fields) -> bytes:
     header, data = _open_entry(folder, name)
     if header["key"] != [list(field) for field in fields]:
-        raise _Rejected("the file is another key's")
+        raise Untrusted("the file is another key's")
     if header["bytes"] != len(data) or header["sha256"] != hashlib.sha256(data).hexdigest():
-        raise _Rejected("the object is damaged")
+        raise Untrusted("the object is damaged")
     return data
 
 

@@ -12,7 +12,7 @@ from whet.compiler.bounds import depends, upper
 from whet.compiler.lowering import Lowering, shape_of
 from whet.compiler.memory import Lifetimes, lifetimes, plan
 from whet.compiler.slots import SlotTable
-from whet.compiler.step import Address, Assign, Jump, Label, Load, Step
+from whet.compiler.step import Address, Assign, Jump, Label, Load, StepReport, report
 from whet.compiler.views import Buffer, product
 from whet.compiler.weights import Weight
 from whet.dtypes import BOOL, INT32, INT64
@@ -32,7 +32,7 @@ class Blueprint:
     program: Program
     codes: tuple[KernelCode, ...]
     weights: tuple[Weight, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[StepReport, ...]
     input_dims: tuple[tuple[int, ...], ...]
     """The slots of each input's extents."""
     output_dims: tuple[tuple[int, ...], ...]
@@ -224,7 +224,7 @@ def assemble(
         program=program,
         codes=tuple(codes[name] for name in index),
         weights=tuple(lowering.weights),
-        steps=tuple(lowering.steps),
+        steps=tuple(report(step) for step in lowering.steps),
         input_dims=input_dims,
         output_dims=output_dims,
         lifetimes=lives,

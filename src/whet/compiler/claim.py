@@ -79,6 +79,11 @@ def decided_before_refusal(node: Node, inputs: Inputs) -> str | None:
     reason = sources(condition, {}, set(), inputs)
     if reason is not None:
         return f"its condition is not known before the model runs: {reason}"
+    if node.graph is not None and list(node.graph.inputs) == list(inputs):
+        # What comes from outside the subgraph stays as it is; only a branch's own values become known.
+        for value in node.captured():
+            if value.data is None and not _is_complete(value):
+                return f"the rank or element type of {value.name} is unknown"
     for graph in node.subgraphs():
         for inner in graph:
             reason = _perhaps_refusal(inner, inputs)

@@ -11,9 +11,9 @@ from whet.compiler.views import Buffer
 
 def drop_unread(ctx: Lowering) -> None:
     """Take out the steps that write only memory that no row reads; checks, which write nothing, stay."""
-    readers: Counter[Buffer] = Counter(buffer for row in ctx.steps for buffer in set(row.reads))
+    readers: Counter[Buffer] = Counter(buffer for row in ctx.rows for buffer in set(row.reads))
     writers: dict[Buffer, list[Step]] = {}
-    for row in ctx.steps:
+    for row in ctx.rows:
         if isinstance(row, Step):
             for buffer in set(row.writes):
                 writers.setdefault(buffer, []).append(row)
@@ -24,7 +24,7 @@ def drop_unread(ctx: Lowering) -> None:
         return bool(step.writes) and all(b.place == "arena" and readers[b] == (b in own) for b in step.writes)
 
     dropped: set[int] = set()
-    waiting = [row for row in ctx.steps if isinstance(row, Step)]
+    waiting = [row for row in ctx.rows if isinstance(row, Step)]
     while waiting:
         step = waiting.pop()
         if id(step) in dropped or not unread(step):
@@ -33,4 +33,4 @@ def drop_unread(ctx: Lowering) -> None:
         for buffer in set(step.reads):
             readers[buffer] -= 1
             waiting.extend(writers.get(buffer, ()))
-    ctx.steps[:] = [row for row in ctx.steps if id(row) not in dropped]
+    ctx.rows[:] = [row for row in ctx.rows if id(row) not in dropped]

@@ -50,6 +50,24 @@ class Step:
     extra: dict[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What profiles say of a step."""
+
+    name: str
+    ops: str
+    tactic: str
+    parallel: bool
+    flops: Known
+    nbytes: Known
+
+
+def report(step: Step) -> StepReport:
+    """The account of a step, which keeps nothing of the graph alive."""
+    name = step.node.name or step.node.label if step.node is not None else step.tactic
+    return StepReport(name, step.ops or step.tactic, step.tactic, step.parallel, step.flops, step.nbytes)
+
+
 @dataclass(eq=False, slots=True)
 class Label:
     """A place among the rows that others go on with; does nothing itself."""

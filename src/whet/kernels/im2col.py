@@ -40,7 +40,10 @@ class ConvIm2col(Convolution):
     def is_contiguous(self) -> bool:
         """Whether all that a row of taps reads lies together."""
         together = self.channels if self.channels_last else 1
-        return self.window.kernel[-1] == 1 or (self.pixel_stride == together and self.window.dilations[-1] == 1)
+        if self.window.kernel[-1] == 1:
+            # The copy may reach into the next pixel, which must lie behind this one.
+            return self.pixel_stride is not None and self.pixel_stride > 0
+        return self.pixel_stride == together and self.window.dilations[-1] == 1
 
     def emit(self, frame: Frame) -> None:
         k, rank = frame.k, self.window.rank

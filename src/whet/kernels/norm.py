@@ -99,9 +99,9 @@ class _Emission:
         with tiles(self.frame, self.kept, self.tile) as (tile, _), self.k.loop(tile.stop, start=tile.start) as row:
             at = {name: p + tile.offsets[name] + times(row, strides[name]) for name, p in self.rows.items()}
             if spec.by_row:
-                place = plus(tile.offsets["affine"], times(row, strides["affine"]))
+                number = plus(tile.offsets["affine"], times(row, strides["affine"]))
                 given = {name: self.vectors[name] for name in ("scale", "bias") if name in self.vectors}
-                self.of_row = {name: convert(load(p, place, 1), self.dtype) for name, p in given.items()}
+                self.of_row = {name: convert(load(p, number, 1), self.dtype) for name, p in given.items()}
             if isinstance(self.length, int) and self.length <= self.frame.target.vector_registers // 2 * self.lanes:
                 mean, deviation = self._row_in_registers(at, self.length)
             else:

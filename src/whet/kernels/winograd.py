@@ -23,7 +23,7 @@ from whet.codegen.lang import Function, Operand, Pointer, Value, fma, minimum, p
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, INT64, UINT64, DType
 from whet.kernels.base import Frame
-from whet.kernels.gemm import pack_b
+from whet.kernels.gemm import aligned_empty, even_block
 from whet.kernels.tile import Epilogue, Finish, RegularRows, Sums, Tile, blocks_of, finish, left_over, times
 from whet.kernels.tile import Target as Destination
 
@@ -41,10 +41,13 @@ class Winograd:
 
     Words: x, zero (address of at least `channels` zeros), x_n, x_s0, x_s1 (elements from one image, row, pixel to the
     next; channels are 1 apart), in0, in1, out0, out1 (rows and columns of input and output; `extents` fixes the
-    output's), images, w (`pack_winograd_weights`), c, ldc, c_n, e0, e0_s, e0_n, ... as for `Conv`.
+    output's), images, w, c, ldc, c_n, e0, e0_s, e0_n, ... as for `Conv`.
 
     `tile` is m; `pads` are rows above and columns before the image. The tiles of all images are numbered; a tile of the
     grid is `block` of them x `panels` panels of outputs.
+
+    Weights are at the points already (`pack_point_weights`), (m + 2)^2 / 9 times as many numbers as there were taps.
+    Or they are taps (`pack_tap_weights`) and taken to points for `depth` channels at a time, again for every block.
     """
 
     channels: int
@@ -57,12 +60,17 @@ class Winograd:
     nv: int = 2
     block: int = 28
     panels: int = 4
+    depth: int | None = None
     epilogue: Epilogue | None = None
 
     @property
     def reach(self) -> int:
-        """Input pixels under a tile along one axis; also the points."""
+        """Input pixels under a tile along one axis; points along one axis."""
         return self.tile + TAPS - 1
+
+    @property
+    def points(self) -> int:
+        return self.reach**2
 
     def width(self, target: Target) -> int:
         """Output channels in a panel of weights."""
@@ -79,18 +87,18 @@ class Winograd:
         k = frame.k
         lanes = frame.target.lanes(self.dtype)
         source = _Source(frame, self)
-        panel_tile = Tile(self.dtype, self.mr, self.nv, lanes)
-        weights = frame.address("w", self.dtype)
+        width = self.width(frame.target)
+        weights = _Weights(frame, self)
         everywhere = finish(frame, Tile(self.dtype, self.tile, 1, lanes), self.epilogue)
         strides = [frame.number("c_n")]
         for i, kind in enumerate(self.epilogue.operands if self.epilogue else ()):
             strides.append(frame.number(f"e{i}_n") if kind == "full" else 0)
         rows = -(-self.block // self.mr) * self.mr
-        inputs = _Planes(frame, self, rows, self.channels)
-        products = _Planes(frame, self, rows, panel_tile.width)
+        inputs = _Planes(frame, self, rows, weights.depth, weights.count)
+        products = _Planes(frame, self, rows, width)
         result = _Result(k, self, lanes, source, everywhere, tuple(strides), products)
-        panels = blocks_of(self.outputs, panel_tile.width)
-        parts = blocks_of(self.outputs, panel_tile.width * self.panels)
+        panels = blocks_of(self.outputs, width)
+        parts = blocks_of(self.outputs, width * self.panels)
         # Panels run fastest: of neighbouring tiles of the grid only the first has to transform the input.
         ready = k.variable(k.index(-1))
         with frame.tiles() as number:
@@ -99,39 +107,113 @@ class Winograd:
             count = left_over(k, source.grid.count, first, self.block)
             with k.when(block != ready.value):
                 with k.loop(count, nonempty=True) as row:
-                    source.transform(first + row, inputs.memory + row * inputs.row, inputs.plane)
+                    source.transform(first + row, inputs, row)
                 ready.value = block
             first_panel = part * self.panels
             last_panel = minimum(first_panel + self.panels, panels)
             with k.loop(last_panel, start=first_panel, nonempty=True) as panel:
-                with k.loop(self.reach**2) as point:
-                    a = inputs.memory + point * inputs.plane
-                    b = weights + (panel * self.reach**2 + point) * (self.channels * panel_tile.width)
-                    to = products.memory + point * products.plane
-                    # Rows up to a whole tile of sums are multiplied too: nobody reads them.
-                    with k.loop(count, step=self.mr, nonempty=True) as row:
-                        sums = Sums(k, panel_tile)
-                        sums.add_products(RegularRows(a + row * inputs.row, inputs.row, self.mr), b, self.channels)
-                        place = to + row * products.row
-                        for i, vectors in enumerate(sums.totals()):
-                            for j, total in enumerate(vectors):
-                                place.store(total, i * products.row + j * lanes)
+                if weights.count == 1:
+                    self._multiply(k, lanes, inputs.memory, weights.ready(panel, 0), count, inputs, products, None)
+                else:
+                    products.clear(k, lanes)
+                    with k.loop(weights.count) as part_of_depth:
+                        here = inputs.memory + part_of_depth * inputs.size
+                        at_points = weights.ready(panel, part_of_depth)
+                        ahead = weights.following(panel, part_of_depth)
+                        self._multiply(k, lanes, here, at_points, count, inputs, products, ahead)
                 with k.loop(count, nonempty=True) as row:
                     result.write(first + row, row, panel)
 
+    def _multiply(
+        self, k: Function, lanes: int, a: Pointer, b: tuple[Pointer, int], count: Value, inputs: _Planes,
+        products: _Planes, ahead: Pointer | None,
+    ) -> None:  # fmt: skip
+        """The products at all points of one panel, of a part of the depth; meanwhile fetch the next part's taps."""
+        panel_tile = Tile(self.dtype, self.mr, self.nv, lanes)
+        memory, b_plane = b
+        depth = self.depth or self.channels
+        line = 512 // self.dtype.bits
+        lines = -(-depth * TAPS * TAPS * panel_tile.width // (line * self.points))
+        with k.loop(self.points) as point:
+            if ahead is not None:
+                with k.loop(lines) as number:
+                    (ahead + (point * lines + number) * line).prefetch(locality=2)
+            here, weights, to = (
+                a + point * inputs.plane,
+                memory + point * b_plane,
+                products.memory + point * products.plane,
+            )
+            # Rows up to a whole tile of sums are multiplied too: nobody reads them.
+            with k.loop(count, step=self.mr, nonempty=True) as row:
+                sums = Sums(k, panel_tile)
+                sums.add_products(RegularRows(here + row * inputs.row, inputs.row, self.mr), weights, depth)
+                place = to + row * products.row
+                for i, vectors in enumerate(sums.totals()):
+                    for j, total in enumerate(vectors):
+                        offset = i * products.row + j * lanes
+                        place.store(total if ahead is None else total + place.load(offset, lanes), offset)
+
 
 class _Planes:
-    """Scratch memory for a matrix at each point: [points][rows][columns], with strides that spread over the cache."""
+    """Scratch memory for a matrix at each point: [parts][points][rows][columns], strides spread over the cache."""
 
-    def __init__(self, frame: Frame, spec: Winograd, rows: int, columns: int) -> None:
-        lanes = frame.target.lanes(spec.dtype)
-        line = max(lanes, 512 // spec.dtype.bits)
+    def __init__(self, frame: Frame, spec: Winograd, rows: int, columns: int, parts: int = 1) -> None:
+        line = max(frame.target.lanes(spec.dtype), 512 // spec.dtype.bits)
         lines = -(-columns // line)
         # Rows a multiple of a KiB apart share few of the cache's sets, as planes an even number of lines apart do.
         lines += 1 if lines % 16 == 0 and lines > 16 else 0
         self.row = lines * line
         self.plane = (rows * lines | 1) * line
-        self.memory = frame.scratch(spec.dtype, self.plane * spec.reach**2)
+        self.size = self.plane * spec.points
+        self.memory = frame.scratch(spec.dtype, self.size * parts)
+
+    def clear(self, k: Function, lanes: int) -> None:
+        zeros = k.constant(self.memory.dtype, 0, lanes)
+        with k.loop(self.size, step=lanes) as place:
+            self.memory.store(zeros, place)
+
+
+class _Weights:
+    """Weights at the points, made where need be."""
+
+    def __init__(self, frame: Frame, spec: Winograd) -> None:
+        self.k = frame.k
+        self.spec = spec
+        self.lanes = frame.target.lanes(spec.dtype)
+        self.width = spec.width(frame.target)
+        self.memory = frame.address("w", spec.dtype)
+        self.depth = spec.depth or spec.channels
+        self.count = -(-spec.channels // self.depth)
+        self._made = None if spec.depth is None else _Planes(frame, spec, self.depth, self.width)
+
+    def ready(self, panel: Value, part: Operand) -> tuple[Pointer, int]:
+        """One panel's weights at the points, for a part of the depth: [points][depth][width], and the planes' stride."""
+        spec, width = self.spec, self.width
+        if self._made is None:
+            size = spec.channels * width
+            return self.memory + panel * (spec.points * size), size
+        taps, made = self._taps(panel, part), self._made
+        with self.k.loop(self.depth) as channel:
+            for vector in range(0, width, self.lanes):
+                here = taps + channel * (TAPS * TAPS * width)
+                columns = [
+                    taps_to_points(
+                        [here.load((i * TAPS + j) * width + vector, self.lanes) for i in range(TAPS)], spec.tile
+                    )
+                    for j in range(TAPS)
+                ]
+                to = made.memory + channel * made.row
+                for i in range(spec.reach):
+                    for j, value in enumerate(taps_to_points([column[i] for column in columns], spec.tile)):
+                        to.store(value, (i * spec.reach + j) * made.plane + vector)
+        return made.memory, made.plane
+
+    def _taps(self, panel: Value, part: Operand) -> Pointer:
+        return self.memory + (panel * self.count + part) * (self.depth * TAPS * TAPS * self.width)
+
+    def following(self, panel: Value, part: Operand) -> Pointer:
+        """The taps that come next in memory."""
+        return self._taps(panel, self.k.index(part) + 1)
 
 
 @dataclass(frozen=True)
@@ -171,29 +253,36 @@ class _Source:
         self.image = [frame.number("in0"), frame.number("in1")]
         out = [frame.number(f"out{i}", spec.extents[i] if spec.extents else None) for i in range(2)]
         self.grid = _Grid(spec.tile, (out[0], out[1]), frame.number("images"))
-        self.addresses = k.stack_array(INT64, spec.reach**2)
+        self.addresses = k.stack_array(INT64, spec.points)
 
-    def transform(self, number: Value, to: Pointer, plane: int) -> None:
-        """Take one tile's input to points: `to` is its row in the first plane."""
+    def transform(self, number: Value, to: _Planes, row: Value) -> None:
+        """Take one tile's input to points: to `row` of every plane."""
         k, spec, n = self.k, self.spec, self.spec.reach
         self._find(number)
-        whole = spec.channels // self.lanes * self.lanes
 
-        def vector(channel: Operand, mask: Value | None) -> None:
+        def vector(channel: Operand, here: Pointer, mask: Value | None) -> None:
             def load(i: int, j: int) -> Value:
                 pixel = self.addresses.load_pointer(spec.dtype, i * n + j)
                 return pixel.load(channel, self.lanes) if mask is None else pixel.load_masked(mask, channel)
 
             columns = [to_points([load(i, j) for i in range(n)], spec.tile) for j in range(n)]
-            here = to + channel
             for i in range(n):
                 for j, value in enumerate(to_points([column[i] for column in columns], spec.tile)):
-                    here.store(value, (i * n + j) * plane)
+                    here.store(value, (i * n + j) * to.plane)
 
-        with k.loop(whole, step=self.lanes) as channel:
-            vector(channel, None)
-        if spec.channels % self.lanes:
-            vector(whole, prefix_mask(k.index(spec.channels - whole), self.lanes))
+        depth = spec.depth or spec.channels
+        start = to.memory + row * to.row
+        if spec.channels % self.lanes == 0 and spec.channels % depth == 0:
+            with k.loop(spec.channels // depth) as part, k.loop(depth, step=self.lanes) as channel:
+                vector(part * depth + channel, start + part * to.size + channel, None)
+            return
+        with k.loop(-(-spec.channels // depth)) as part, k.loop(depth, step=self.lanes) as channel:
+            place = part * depth + channel
+            here = start + part * to.size + channel
+            with k.when(place + self.lanes <= spec.channels):
+                vector(place, here, None)
+            with k.otherwise():
+                vector(place, here, prefix_mask(spec.channels - place, self.lanes))
 
     def _find(self, number: Value) -> None:
         """Write down the address of every pixel under a tile, of zeros outside the image."""
@@ -247,9 +336,7 @@ class _Result:
                 for j in range(n)
             ]
             tile = Tile(spec.dtype, spec.tile, 1, self.lanes)
-            lines = [
-                _Line(tile, from_points([column[i] for column in columns], spec.tile)) for i in range(spec.tile)
-            ]
+            lines = [_Line(tile, from_points([column[i] for column in columns], spec.tile)) for i in range(spec.tile)]
             channel = vector * self.lanes
             present = self.lanes if spec.outputs % self.lanes == 0 else k.index(spec.outputs) - channel
             targets = [here.at((top + i) * out[1] + left, channel, present) for i in range(spec.tile)]
@@ -314,6 +401,18 @@ def from_points(values: Sequence[Value], m: int) -> list[Value]:
     return found
 
 
+def taps_to_points(values: Sequence[Value], m: int) -> list[Value]:
+    """3 taps along one axis at the points."""
+    g = weight_matrix(m)
+    first, middle, last = values
+    found = [first * float(g[0, 0])]
+    for index in range(len(POINTS[m])):
+        row = [float(c) for c in g[1 + 2 * index]]
+        even, odd = fma(last, last.like(row[2]), first * row[0]), middle * row[1]
+        found += [even + odd, even - odd]
+    return [*found, last]
+
+
 def _polynomial(roots: Sequence[float]) -> list[float]:
     """The coefficients, lowest first, of the product of (z - root)."""
     result = [1.0]
@@ -350,21 +449,102 @@ def weight_matrix(m: int) -> Array:
     return np.array([*rows, [0.0, 0.0, 1.0]])
 
 
-def pack_winograd_weights(weights: Array, m: int, width: int) -> Array:
-    """Weights [outputs, channels, 3, 3] at the points, as [panels, n * n, channels, width], zeros in the rest of the
+def pack_point_weights(weights: Array, m: int, width: int) -> Array:
+    """Weights [outputs, channels, 3, 3] at the points, as [panels, points, channels, width], zeros in the rest of the
     last panel; computed in float64."""
-    outputs, channels = weights.shape[:2]
+    taps = pack_tap_weights(weights, width, weights.shape[1])
     g = weight_matrix(m)
-    points = len(g) ** 2
-    panels = -(-outputs // width)
-    whole = np.zeros((panels * width, channels, TAPS * TAPS), np.float64)
-    whole[:outputs] = weights.reshape(outputs, channels, -1)
     both = np.kron(g, g)
-    packed = pack_b(np.zeros((points * channels, panels * width), weights.dtype), width)
+    panels, channels = taps.shape[0], taps.shape[1]
+    packed = aligned_empty((panels, len(both), channels, width), weights.dtype)
     for panel in range(panels):
-        part = whole[panel * width : (panel + 1) * width].reshape(-1, TAPS * TAPS)
-        packed[panel] = (both @ part.T).reshape(points, width, channels).transpose(0, 2, 1).reshape(-1, width)
+        packed[panel] = np.einsum("pt,ctw->pcw", both, taps[panel].astype(np.float64), optimize=True)
     return packed
 
 
-__all__ = ["POINTS", "Winograd", "pack_winograd_weights", "weight_matrix"]
+def pack_tap_weights(weights: Array, width: int, depth: int) -> Array:
+    """Weights [outputs, channels, 3, 3] as [panels, channels, 9, width], zeros where there are no more outputs in a
+    panel, or channels in a part of `depth`."""
+    outputs, channels = weights.shape[:2]
+    shape = (-(-outputs // width), -(-channels // depth) * depth, TAPS * TAPS, width)
+    packed = aligned_empty(shape, weights.dtype)
+    flat = weights.reshape(outputs, channels, -1)
+    for panel in range(shape[0]):
+        part = flat[panel * width : (panel + 1) * width]
+        packed[panel, channels:] = 0
+        packed[panel, :channels, :, : len(part)] = part.transpose(1, 2, 0)
+        packed[panel, :, :, len(part) :] = 0
+    return packed
+
+
+def choose_winograd_tile(
+    target: Target, channels: int, outputs: int, count: int | None, m: int, dtype: DType = FLOAT32
+) -> tuple[int, int, int, int, int | None]:
+    """(mr, nv, block, panels, depth) for a convolution of `channels` to `outputs`, of `count` tiles; None: many."""
+    lanes, element = target.lanes(dtype), dtype.bits // 8
+    points, number = (m + TAPS - 1) ** 2, count or _MANY
+    depth = None
+    if points * channels * outputs * element > _POINT_WEIGHT_BYTES:
+        depth = _even_depth(channels, lanes, max(lanes, target.l2_bytes * 3 // 10 // (points * 2 * lanes * element)))
+    row_bytes = points * channels * element
+    most = target.l2_bytes // 4 // row_bytes if depth is None else min(_TAP_BLOCK, _TAP_SCRATCH_BYTES // row_bytes)
+    most = max(most, _LEAST_BLOCK)
+
+    def blocks(mr: int) -> tuple[int, int]:
+        """A block's tiles, and rows of sums in all blocks."""
+        block = even_block(number, mr, max(1, most // mr))
+        return block, sum(
+            -(-size // mr) * mr * times for size, times in ((block, number // block), (number % block, 1))
+        )
+
+    def cost(shape: tuple[int, int]) -> float:
+        mr, nv = shape
+        step = max(mr * nv / 2, (mr + nv) / 2, nv * target.vector_bits / 512 * _PANEL_CYCLES) + nv / 8
+        tile = step * (depth or channels) + (2 if depth is None else 3) * mr * nv + _TILE_CYCLES
+        return blocks(mr)[1] / mr * -(-outputs // (nv * lanes)) * tile / (depth or channels)
+
+    mr, nv = min(_shapes(target, dtype), key=cost)
+    block = blocks(mr)[0]
+    panels = -(-outputs // (nv * lanes))
+    parts = min(-(-panels // 2), -(-_LEAST_GRID // -(-number // block)))
+    return mr, nv, block, -(-panels // parts), depth
+
+
+_MANY = 3136
+"""Tiles where their number is not known."""
+_POINT_WEIGHT_BYTES = 3 << 20
+"""Weights at the points that are larger cost more to fetch, and memory, than to make again from taps."""
+_TAP_BLOCK = 64
+_TAP_SCRATCH_BYTES = 6 << 20
+"""Tiles in a block that makes its weights, and most memory for their input at the points."""
+_LEAST_BLOCK = 8
+_LEAST_GRID = 8
+"""Tiles of the grid that there should be, for threads to share."""
+_MOST_ROWS = 10
+_PANEL_CYCLES = 2.6
+"""Cycles to get 64 bytes of a panel from L2, measured on Zen 5."""
+_TILE_CYCLES = 20
+
+
+def _even_depth(channels: int, lanes: int, about: int) -> int:
+    """Channels of a part, vectors of them, near `about` and such that the last part is full or nearly so."""
+
+    def cost(depth: int) -> tuple[int, int]:
+        parts = -(-channels // depth)
+        return parts * depth + parts * lanes // 4, -depth
+
+    return min(range(lanes, about * 3 // 2 + 1, lanes), key=cost)
+
+
+def _shapes(target: Target, dtype: DType) -> list[tuple[int, int]]:
+    """Tiles of sums (rows, vectors) that fit the registers."""
+    by_lanes = target.architecture == "aarch64" and dtype.bits == 32
+    found = []
+    for nv in range(1, 5):
+        room = target.vector_registers - nv
+        most = room // (nv + 1) if by_lanes else (room - 1) // nv
+        found += [(mr, nv) for mr in range(min(most, _MOST_ROWS), 0, -1)]
+    return found
+
+
+__all__ = ["POINTS", "Winograd", "choose_winograd_tile", "pack_point_weights", "pack_tap_weights", "weight_matrix"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whet.dtypes import INT32, UINT32
+from whet.dtypes import INT32, UINT16, UINT32
 from whet.graph import Node, Shape, TensorType, Type
 from whet.graph.dims import Dim
 from whet.ops.common import axis_in, broadcast_inputs, dtype_of, required, shape_of
@@ -17,6 +17,14 @@ def matmul_to_float(node: Node) -> Sequence[Type | None]:
     index = 3 if node.op_type == "MatMulIntegerToFloat" else 2
     shape = product_shape(shape_of(required(node, 0)), shape_of(required(node, 1)))
     return (TensorType(dtype_of(node.input(index)), shape),)
+
+
+def matmul_integer16(node: Node) -> Sequence[Type | None]:
+    """MatMulInteger16: uint32 where both operands are unsigned."""
+    kinds = [dtype_of(node.input(i)) for i in (0, 1)]
+    shape = product_shape(shape_of(required(node, 0)), shape_of(required(node, 1)))
+    dtype = None if None in kinds else UINT32 if kinds == [UINT16, UINT16] else INT32
+    return (TensorType(dtype, shape),)
 
 
 def qgemm(node: Node) -> Sequence[Type | None]:
@@ -96,5 +104,3 @@ def concat(node: Node) -> Sequence[Type | None]:
         more, here = shape[axis], result[axis]
         result[axis] = None if more is None or here is None else here + more
     return (TensorType(dtype, tuple(result)),)
-
-

@@ -177,6 +177,7 @@ INFER: dict[str, Infer] = {
     "com.microsoft.QLinearReduceMean": contrib_quant.reduce_mean,
     "com.microsoft.QLinearWhere": contrib_quant.where,
     "com.microsoft.QLinearConcat": contrib_quant.concat,
+    "com.microsoft.MatMulInteger16": contrib_quant.matmul_integer16,
     "com.microsoft.QGemm": contrib_quant.qgemm,
     "com.microsoft.MatMulIntegerToFloat": contrib_quant.matmul_to_float,
     "com.microsoft.DynamicQuantizeMatMul": contrib_quant.matmul_to_float,

@@ -120,9 +120,15 @@ def conv_refusal(node: Node) -> str | None:
 
 def nhwc_refusal(node: Node) -> str | None:
     """Why a convolution with channels last cannot be lowered, or None."""
-    if node.str_attr("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
-        return "it pads by its extents"
-    return conv_refusal(node)
+    reason = tensor_refusal(node)
+    if reason is not None:
+        return reason
+    if dtype_of(node.output) not in ELEMENTS:
+        return f"no convolution of {dtype_of(node.output)}"
+    shape = need(node, 0).shape or ()
+    first = (*shape[:1], *shape[-1:], *shape[1:-1])
+    reason = conv.window_refusal(node, first, need(node, 1).shape or ())
+    return reason or activation_refusal(node.str_attr("activation", ""))
 
 
 def takes_conv_group(node: Node, group: Group) -> bool:

@@ -21,6 +21,7 @@ CONTRIB_RULES: dict[str, Rule] = {
     "com.microsoft.Attention": contrib_attention.CONTRIB_ATTENTION,
     "com.microsoft.MatMulIntegerToFloat": integer_products.TO_FLOAT,
     "com.microsoft.DynamicQuantizeMatMul": integer_products.DYNAMIC_MATMUL,
+    "com.microsoft.MatMulInteger16": integer_products.MATMUL_INTEGER16,
     "com.microsoft.QGemm": integer_products.QGEMM,
     "com.microsoft.QLinearConv": integer_products.QLINEAR_CONV,
     "com.microsoft.QLinearConcat": qlinear.CONCAT,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
+from whet.compiler.tactics.choice import choose
+from whet.compiler.tactics.conv import CONV_TACTICS, Geometry, winograd_tiles
 from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, product
 from whet.dtypes import DType
@@ -25,22 +26,7 @@ from whet.graph.dims import Dim, Known, ceil_div
 from whet.kernels.conv import Conv, Window, choose_conv_tile, pack_conv_weights
 from whet.kernels.depthwise import Depthwise, choose_depthwise_tile, pack_depthwise_weights
 from whet.kernels.im2col import ConvIm2col
-
-FEW_CHANNELS = 8
-"""Below so many channels of a group a tap's loop is too short: patches are gathered instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """A convolution's window with its extents; `image` and `out` are spatial."""
-
-    window: Window
-    groups: int
-    channels: int
-    outputs: int
-    images: Known
-    image: tuple[Known, ...]
-    out: tuple[Known, ...]
+from whet.kernels.winograd import Winograd, choose_winograd_tile, pack_point_weights, pack_tap_weights
 
 
 def window_of(node: Node, kernel: Sequence[int], image: Sequence[Known], out: Sequence[Known]) -> Window | None:
@@ -130,7 +116,9 @@ def lower_window(
         raise ctx.refuse("its padding depends on extents that are not known")
     groups = node.int_attr("group", 1)
     demand(ctx, "equal", x.shape[1], weights[1] * groups, "the channels of a convolution differ from its weights'")
-    geometry = Geometry(window, groups, weights[1], weights[0] // groups, shape[0], x.shape[2:], shape[2:])
+    geometry = Geometry(
+        window, groups, weights[1], weights[0] // groups, shape[0], x.shape[2:], shape[2:], element, w.data is not None
+    )
     kind = element
 
     def add(tape: TapeBuilder, total: int, operands: Sequence[int]) -> int:
@@ -161,16 +149,8 @@ def lower_window(
 
 def emit_window(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     """Emit a convolution by the tactic that suits its extents; pixels of `out` are evenly spaced, channels a row."""
-    window = g.window
-    pointwise = product(window.kernel) == 1 and all(s == 1 for s in window.strides) and not any(window.pads)
-    if g.groups > 1 and g.channels == g.outputs == 1 and window.rank < 3 and w.data is not None:
-        _emit_depthwise(ctx, g, channels_last(ctx, x), w, out, done, element)
-    elif pointwise and g.groups == 1:
-        _emit_pointwise(ctx, g, channels_last(ctx, x), w, out, done, element)
-    elif g.channels < FEW_CHANNELS:
-        _emit_im2col(ctx, g, x, w, out, done, element)
-    else:
-        _emit_direct(ctx, g, channels_last(ctx, x), w, out, done, element)
+    where = ctx.node.label if ctx.node is not None else None
+    _EMIT[choose("conv", CONV_TACTICS, g, ctx.env, where)](ctx, g, x, w, out, done, element)
 
 
 def vector(ctx: Lowering, view: View) -> View:
@@ -246,9 +226,7 @@ def _in_place(done: Finish, out: View) -> list[tuple[View, View]]:
     return [(v, out) for v, k in zip(done.operands, done.kinds, strict=True) if k == "full" and same_whole(v, out)]
 
 
-def _weights(
-    ctx: Lowering, w: Value, g: Geometry, width: int, element: DType, first: bool
-) -> View:
+def _weights(ctx: Lowering, w: Value, g: Geometry, width: int, element: DType, first: bool) -> View:
     """The packed weights; `first`: channels before taps."""
     if w.data is not None:
         data = w.data
@@ -273,9 +251,8 @@ def _weights(
     return pack_at_run(ctx, matrices, element, width, (g.groups,))[0]
 
 
-def _emit_direct(
-    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
-) -> None:
+def _emit_direct(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    x = channels_last(ctx, x)
     mr, nv, m_block, panels = _tile(ctx, g, element, False)
     spec = Conv(
         g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), mr, nv, m_block, panels, done.epilogue
@@ -302,9 +279,7 @@ def _tile(ctx: Lowering, g: Geometry, element: DType, gathered: bool) -> tuple[i
     return choose_conv_tile(ctx.target, g.window, g.channels, g.outputs, known, gathered, element)
 
 
-def _emit_im2col(
-    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
-) -> None:
+def _emit_im2col(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     last = x.unit(1) and g.channels * g.groups > 1
     stride = x.strides[-1]
     mr, nv, m_block, panels = _tile(ctx, g, element, True)
@@ -326,10 +301,9 @@ def _emit_im2col(
     )  # fmt: skip
 
 
-def _emit_pointwise(
-    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
-) -> None:
+def _emit_pointwise(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     """A 1x1 convolution: pixels are rows of a matrix product."""
+    x = channels_last(ctx, x)
     rank = g.window.rank
     order = (0, *range(2, 2 + rank), 1)
     operands = tuple(
@@ -339,9 +313,8 @@ def _emit_pointwise(
     emit_rows(ctx, x.transpose(order), w, element, out.transpose(order), done)
 
 
-def _emit_depthwise(
-    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType
-) -> None:
+def _emit_depthwise(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    x = channels_last(ctx, x)
     window, image, spatial = g.window, g.image, g.out
     steps = x.strides[2:]
     if window.rank == 1:
@@ -379,5 +352,60 @@ def _depthwise_weights(ctx: Lowering, w: Value, g: Geometry, element: DType) -> 
         return View(buffer, (buffer.elements,), (1,))
     raise ctx.refuse("depthwise weights that are not constant")
 
+
+def _emit_winograd(
+    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType, m: int
+) -> None:
+    x = channels_last(ctx, x)
+    mr, nv, block, panels, depth = choose_winograd_tile(
+        ctx.target, g.channels, g.outputs, winograd_tiles(g, m), m, element
+    )
+    fixed = _fixed(g.out)
+    extents = (fixed[0], fixed[1]) if fixed is not None else None
+    pads = (g.window.pads[0], g.window.pads[1])
+    spec = Winograd(g.channels, g.outputs, m, pads, element, extents, mr, nv, block, panels, depth, done.epilogue)
+    packed = _winograd_weights(ctx, w, spec)
+    zero = ctx.zeros(g.channels, element)
+    words = _image_words(g, x)
+    words |= {"w": address(packed), "zero": address(zero), "images": g.images}
+    _out_words(words, out)
+    _finish_words(words, done)
+    parts = -(-g.outputs // (spec.width(ctx.target) * panels))
+    tiles = ceil_div(product([ceil_div(extent, m) for extent in g.out]) * g.images, block) * parts
+    ctx.emit(
+        spec, words, tiles, [x, packed, zero, *done.operands], [out], flops=_flops(g),
+        in_place=_in_place(done, out), ops=done.ops, tactic=f"winograd{m}",
+    )  # fmt: skip
+
+
+def _winograd_weights(ctx: Lowering, w: Value, spec: Winograd) -> View:
+    assert w.data is not None
+    data, element, m, depth, width = w.data, spec.dtype, spec.tile, spec.depth, spec.width(ctx.target)
+
+    def make() -> np.ndarray[Any, Any]:
+        array = data.numpy().astype(element.numpy, copy=False)
+        return pack_point_weights(array, m, width) if depth is None else pack_tap_weights(array, width, depth)
+
+    how = ("points", m) if depth is None else ("taps", depth)
+    buffer = ctx.weight(("winograd", data.digest(), *how, width, element.name), make, element)
+    return View(buffer, (buffer.elements,), (1,))
+
+
+def _emit_winograd4(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    _emit_winograd(ctx, g, x, w, out, done, element, 4)
+
+
+def _emit_winograd2(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    _emit_winograd(ctx, g, x, w, out, done, element, 2)
+
+
+_EMIT: dict[str, Callable[[Lowering, Geometry, View, Value, View, Finish, DType], None]] = {
+    "pointwise": _emit_pointwise,
+    "depthwise": _emit_depthwise,
+    "im2col": _emit_im2col,
+    "direct": _emit_direct,
+    "winograd4": _emit_winograd4,
+    "winograd2": _emit_winograd2,
+}
 
 CONV = Rule(lower_conv, refusal)

@@ -25,7 +25,7 @@ from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, product
-from whet.dtypes import FLOAT32, FLOAT64, INT32, UINT8
+from whet.dtypes import FLOAT32, FLOAT64, INT16, INT32, UINT8, UINT16
 from whet.graph import Node, TensorType, Value
 
 
@@ -70,6 +70,23 @@ def lower_matmul(ctx: Lowering, node: Node, group: Group | None) -> None:
     a = centred(ctx, need(node, 0), node.input(2), -2)
     b = centred(ctx, need(node, 1), node.input(3), -1)
     _emit(ctx, node, group, ctx.view(a), b, False, [], None)
+
+
+def wide_refusal(node: Node) -> str | None:
+    """Why MatMulInteger16 cannot be lowered, or None."""
+    reason = tensor_refusal(node)
+    if reason is None and any(dtype_of(need(node, i)) not in (INT16, UINT16) for i in (0, 1)):
+        reason = "its operands are not 16-bit integers"
+    if reason is None and any(len(need(node, i).shape or ()) < 2 for i in (0, 1)):
+        reason = "an operand is no matrix"
+    return reason
+
+
+def lower_wide(ctx: Lowering, node: Node, group: Group | None) -> None:
+    """MatMulInteger16: the low 32 bits of the sums, signed or not."""
+    a, b = (centred(ctx, need(node, i), None, -1) for i in (0, 1))
+    made = dtype_of(node.output)
+    _emit(ctx, node, group, ctx.view(a), b, False, [], lambda tape, total, operands: tape.cast(total, made))
 
 
 # QLinearMatMul
@@ -302,8 +319,6 @@ def qconv_refusal(node: Node) -> str | None:
         return "its scales are not float32"
     shape, weights = x.shape or (), w.shape or ()
     if node.int_attr("channels_last", 0):
-        if node.str_attr("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
-            return "it pads by its extents"
         shape = (*shape[:1], shape[-1], *shape[1:-1]) if shape else ()
     reason = window_refusal(node, shape, weights) or _floats_refusal(node, (1, 6))
     if reason is not None:
@@ -350,6 +365,7 @@ def lower_qconv(ctx: Lowering, node: Node, group: Group | None) -> None:
 
 
 MATMUL_INTEGER = Rule(lower_matmul, matmul_refusal)
+MATMUL_INTEGER16 = Rule(lower_wide, wide_refusal)
 QLINEAR_MATMUL = Rule(lower_qlinear, qlinear_refusal)
 TO_FLOAT = Rule(lower_to_float, to_float_refusal)
 DYNAMIC_MATMUL = Rule(lower_dynamic, dynamic_refusal)

@@ -22,6 +22,7 @@ from whet.compiler.views import View, collapse, dense_strides, hint, is_not_one,
 from whet.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT32, INT64, UINT32, UINT64, DType
 from whet.graph import Node, Value
 from whet.graph.dims import Known, ceil_div
+from whet.graph.tensor import Array
 from whet.kernels.gemm import Gemm, PackB, choose_tile, pack_b
 
 _ONE: Known = 1
@@ -77,7 +78,8 @@ def lower_matmul(ctx: Lowering, node: Node, group: Group | None) -> None:
     # A vector's missing dimension stands in the product's shape as 1.
     rows_shape: tuple[Known, ...] = shape
     if len(a_shape) == 1:
-        rows_shape = (*rows_shape[: len(rows_shape) - (len(b_shape) > 1)], 1, *rows_shape[len(rows_shape) - (len(b_shape) > 1) :])
+        behind = len(rows_shape) - (len(b_shape) > 1)
+        rows_shape = (*rows_shape[:behind], 1, *rows_shape[behind:])
     if len(b_shape) == 1:
         rows_shape = (*rows_shape, 1)
     out = ctx.new(done.result)
@@ -145,9 +147,7 @@ Panels = Callable[[int, Sequence[Known]], tuple[View, tuple[Known, ...]]]
 """B in panels of so many columns, and its stride along each dimension of a batch's shape."""
 
 
-def emit_product(
-    ctx: Lowering, a: View, b: Value, transposed: bool, element: DType, out: View, done: Finish
-) -> None:
+def emit_product(ctx: Lowering, a: View, b: Value, transposed: bool, element: DType, out: View, done: Finish) -> None:
     """Emit the product of `a` [..., m, k] and `b` [..., k, n] (`transposed`: [..., n, k]) into `out` [..., m, n]."""
     if b.data is None and a.element is element and len(shape_of(b)) == 2:
         matrix = ctx.view(b).transpose((1, 0)) if transposed else ctx.view(b)

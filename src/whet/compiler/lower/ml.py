@@ -184,7 +184,8 @@ def _scores(ctx: Lowering, node: Node) -> Value:
     x = need(node, 0)
     dtype = dtype_of(x)
     rows, columns = shape_of(x)
-    matrix = np.asarray(_floats(node, "coefficients"), dtype.numpy).reshape(-1, int(columns))  # type: ignore[call-overload]
+    assert isinstance(columns, int)
+    matrix = np.asarray(_floats(node, "coefficients"), dtype.numpy).reshape(-1, columns)
     inputs = [x, Value.constant("coefficients", matrix)]
     intercepts = _floats(node, "intercepts")
     if intercepts:

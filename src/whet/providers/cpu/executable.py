@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,18 @@ class Context:
         """Shape and numpy type of each output."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The programs of an executable, by what they were made for."""
+
+    structural: tuple[int, ...]
+    """Inputs whose elements a program holds."""
+    by_shape: bool
+    """Whether each set of input shapes has a program of its own."""
+    specializations: dict[Any, Specialization]
+    """By ((shape, bytes) of each structural input, shapes of all inputs or None); the only one by ()."""
+
+
 class CpuExecutable:
     """Runs one subgraph as machine code. Thread-safe: each run owns a context."""
 
@@ -61,7 +74,7 @@ class CpuExecutable:
 
     def __init__(self, subgraph: Subgraph, env: CompileEnv) -> None:
         self._start(env)
-        self._specializer = Specializer(subgraph.model, env.limits)
+        self._specializer: Specializer | None = Specializer(subgraph.model, env.limits)
         self._lower_env = LowerEnv(host_target(), env.limits, env.goal)
         self._structural = self._specializer.structural
         if not self._structural and not self._by_shape:
@@ -76,6 +89,25 @@ class CpuExecutable:
             self._free.append(self._new_context(self._only.static_plan))
         if self._by_shape and not self._structural:
             self._prepare_shapes()
+
+    @classmethod
+    def from_stored(cls, stored: Stored, env: CompileEnv) -> CpuExecutable:
+        """An executable with the programs of an engine, and no others."""
+        made = cls.__new__(cls)
+        made._start(env)
+        made._specializer = None
+        made._structural, made._by_shape = stored.structural, stored.by_shape
+        made._specializations.update(stored.specializations)
+        if not stored.structural and not stored.by_shape:
+            made._only = stored.specializations[()]
+        for specialization in stored.specializations.values():
+            made._prepare_range(specialization)
+        return made
+
+    def stored(self) -> Stored:
+        """The programs of this moment, for an engine."""
+        with self._lock:
+            return Stored(self._structural, self._by_shape, dict(self._specializations))
 
     def _start(self, env: CompileEnv) -> None:
         """What compiled and loaded executables have in common."""
@@ -117,19 +149,25 @@ class CpuExecutable:
 
     def _prepare_shapes(self) -> None:
         """Compile for the shapes that the session wants ready, where each shape has its own program."""
+        inputs = () if self._specializer is None else self._specializer.inputs
         for wanted in self._env.shapes:
             for shapes in (wanted.least, wanted.most, wanted.usual):
-                given = [_shape(value, shapes) for value in self._specializer.inputs]
+                given = [_shape(value, shapes) for value in inputs]
                 if None not in given:
                     key = ((), tuple(given))
                     if key not in self._specializations:
                         self._specialize(key, {}, tuple(given))
 
     def _has_free_extents(self) -> bool:
-        inputs = self._specializer.inputs
+        inputs = () if self._specializer is None else self._specializer.inputs
         return any(not isinstance(dim, int) for value in inputs for dim in value.shape or ())
 
     def _specialize(self, key: Any, values: dict[int, Any], shapes: Any) -> Specialization:
+        if self._specializer is None:
+            raise NotImplemented(
+                "the engine holds no program for these inputs", found=f"shapes {shapes}" if shapes else f"{values}",
+                hint="Run such inputs before the engine is saved, or use the model.",
+            )  # fmt: skip
         made = compile_specialization(self._specializer.specialize(values, shapes), self._lower_env)
         self._prepare_range(made)
         with self._lock:

@@ -35,5 +35,4 @@ def step_events(blueprint: Blueprint, program: Program, stamps: Table, context: 
             "gflops": flops / max(duration, 1),
             "gbytes": nbytes / max(duration, 1),
         }
-        name = step.node.name or step.node.label if step.node is not None else step.tactic
-        yield ProfileEvent(name, step.ops or step.tactic, PROVIDER, start, duration, arguments)
+        yield ProfileEvent(step.name, step.ops, PROVIDER, start, duration, arguments)

@@ -1,0 +1,32 @@
+"""What an engine depends on, field by field, so that a refusal can name the one that differs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import whet.runtime
+from whet.codegen.target import Target
+from whet.compiler.link import generator_digest
+from whet.engine.container import Fields
+from whet.version import __version__
+
+
+def machine_fields(target: Target) -> Fields:
+    """The fields that must be those of the machine and the version that load it."""
+    return (
+        ("version", __version__),
+        *target.tuning_fields(),
+        ("kernels", generator_digest()),
+        ("runtime", _runtime_digest()),
+    )
+
+
+@functools.cache
+def _runtime_digest() -> str:
+    """A digest of the code that gives tables their meaning."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(whet.runtime.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
