@@ -140,7 +140,9 @@ class Lowering:
         self.buffers.append(buffer)
         return buffer
 
-    def temporary(self, dtype: DType, shape: Sequence[Known], order: Sequence[int] | None = None, label: str = "") -> View:
+    def temporary(
+        self, dtype: DType, shape: Sequence[Known], order: Sequence[int] | None = None, label: str = ""
+    ) -> View:
         """A dense view of new memory; `order` lists the dimensions from slow to fast (C order unless given)."""
         shape = tuple(shape)
         buffer = self.scratch_buffer(dtype, product(shape), label)

@@ -79,7 +79,7 @@ def plan(lives: Sequence[Life], sizes: dict[Buffer, int], steps: int) -> tuple[d
     free: list[tuple[int, int]] = []  # (offset, size), by offset, never adjacent
     top = 0
     for index in range(steps):
-        for life in sorted(starts[index], key=lambda l: -sizes[l.buffer]):
+        for life in sorted(starts[index], key=lambda life: -sizes[life.buffer]):
             size = _rounded(sizes[life.buffer])
             best = -1
             for i, (_, room) in enumerate(free):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from whet.engine.fields import machine_fields
 from whet.engine.notation import dtype_named, read_value
 from whet.engine.save import EngineInfo
 from whet.engine.tables import read_blueprint
+from whet.graph import Value
 from whet.providers.base import CompileEnv
 from whet.providers.cpu.executable import CpuExecutable, Stored
 from whet.providers.cpu.specialization import Form, Specialization
@@ -34,11 +35,13 @@ class LoadedEngine:
     info: EngineInfo
 
 
-def load_engine(path: str | os.PathLike[str], env: CompileEnv, model_digest: str | None = None) -> LoadedEngine:
-    """The engine in a file, mapped. `model_digest`: that of the model that it must have been made of.
+def load_engine(
+    path: str | os.PathLike[str], environment: Callable[[Sequence[Value]], CompileEnv], model_digest: str | None = None
+) -> LoadedEngine:
+    """The engine in a file, mapped, for an environment that may depend on the model's inputs.
 
-    Raises NoSuchFile, and Fail for an engine that is not private, not whole, or made for another machine, version or
-    model, naming what differs.
+    `model_digest`: that of the model that it must have been made of. Raises NoSuchFile, and Fail for an engine that is
+    not private, not whole, or made for another machine, version or model, naming what differs.
     """
     target = host_target()
     expected = machine_fields(target)
@@ -47,6 +50,8 @@ def load_engine(path: str | os.PathLike[str], env: CompileEnv, model_digest: str
     fields, sections = read(Path(path), expected)
     document: dict[str, Any] = json.loads(bytes(sections["document"]))
     numbers: Table = np.frombuffer(sections["tables"], np.int64)
+    inputs = [read_value(v) for v in document["inputs"]]
+    env = environment(inputs)
     library = Library(_split(sections["code"], document["objects"]), target)
     weights = [Weight(_array(sections["weights"], place)) for place in document["weights"]]
     limit = env.limits.tensor_bytes
@@ -64,7 +69,7 @@ def load_engine(path: str | os.PathLike[str], env: CompileEnv, model_digest: str
     stored = Stored(tuple(document["structural"]), bool(document["by_shape"]), programs)
     info = EngineInfo(
         model_digest=fields["model"],
-        inputs=[read_value(v) for v in document["inputs"]],
+        inputs=inputs,
         outputs=[read_value(v) for v in document["outputs"]],
         nodes=[(label, op) for label, op in document["nodes"]],
         description=document["description"],

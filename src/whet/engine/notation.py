@@ -12,7 +12,8 @@ from whet.graph.dims import Atom, Dim, Expr, Known
 
 
 def write_dim(value: Dim) -> Any:
-    """An extent: a number, null, or {"terms": [[coefficient, [factor, ...]], ...]}; a factor is [operation, argument, ...]."""
+    """An extent: a number, null, or {"terms": [[coefficient, [factor, ...]], ...]}, where a factor is an atom of `dims`
+    as [operation, argument, ...]."""
     if value is None or isinstance(value, int):
         return value
     return {"terms": [[c, [[a.op, *map(_write_argument, a.args)] for a in m]] for m, c in value.terms.items()]}

@@ -70,12 +70,13 @@ def write_blueprint(blueprint: Blueprint, tables: TableWriter) -> dict[str, Any]
 def read_blueprint(content: dict[str, Any], numbers: Table, weights: Sequence[Weight], arena_limit: int) -> Blueprint:
     """What `write_blueprint` wrote."""
     stored = content["program"]
-    program = Program(
-        **{name: read_table(numbers, stored[name]) for name in TABLES},
-        **{name: int(stored[name]) for name in NUMBERS},
-        **{name: tuple(stored[name]) for name in NAMES},
-    )
-    buffers = [Buffer("arena", dtype_named(dtype), 0, i, label) for i, (label, dtype, _) in enumerate(content["buffers"])]
+    fields: dict[str, Any] = {name: read_table(numbers, stored[name]) for name in TABLES}
+    fields.update((name, int(stored[name])) for name in NUMBERS)
+    fields.update((name, tuple(stored[name])) for name in NAMES)
+    program = Program(**fields)
+    buffers = [
+        Buffer("arena", dtype_named(dtype), 0, i, label) for i, (label, dtype, _) in enumerate(content["buffers"])
+    ]
     root = {buffer: buffers[entry[2]] for buffer, entry in zip(buffers, content["buffers"], strict=True)}
     return Blueprint(
         program=program,

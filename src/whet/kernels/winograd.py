@@ -93,7 +93,7 @@ class Winograd:
         strides = [frame.number("c_n")]
         for i, kind in enumerate(self.epilogue.operands if self.epilogue else ()):
             strides.append(frame.number(f"e{i}_n") if kind == "full" else 0)
-        rows = -(-self.block // self.mr) * self.mr
+        rows = _rounded(self.block, self.mr)
         inputs = _Planes(frame, self, rows, weights.depth, weights.count)
         products = _Planes(frame, self, rows, width)
         result = _Result(k, self, lanes, source, everywhere, tuple(strides), products)
@@ -138,11 +138,8 @@ class Winograd:
             if ahead is not None:
                 with k.loop(lines) as number:
                     (ahead + (point * lines + number) * line).prefetch(locality=2)
-            here, weights, to = (
-                a + point * inputs.plane,
-                memory + point * b_plane,
-                products.memory + point * products.plane,
-            )
+            here, weights = a + point * inputs.plane, memory + point * b_plane
+            to = products.memory + point * products.plane
             # Rows up to a whole tile of sums are multiplied too: nobody reads them.
             with k.loop(count, step=self.mr, nonempty=True) as row:
                 sums = Sums(k, panel_tile)
@@ -187,7 +184,7 @@ class _Weights:
         self._made = None if spec.depth is None else _Planes(frame, spec, self.depth, self.width)
 
     def ready(self, panel: Value, part: Operand) -> tuple[Pointer, int]:
-        """One panel's weights at the points, for a part of the depth: [points][depth][width], and the planes' stride."""
+        """One panel's weights at the points for a part of the depth, [points][depth][width], and the planes' stride."""
         spec, width = self.spec, self.width
         if self._made is None:
             size = spec.channels * width
@@ -493,9 +490,7 @@ def choose_winograd_tile(
     def blocks(mr: int) -> tuple[int, int]:
         """A block's tiles, and rows of sums in all blocks."""
         block = even_block(number, mr, max(1, most // mr))
-        return block, sum(
-            -(-size // mr) * mr * times for size, times in ((block, number // block), (number % block, 1))
-        )
+        return block, number // block * _rounded(block, mr) + _rounded(number % block, mr)
 
     def cost(shape: tuple[int, int]) -> float:
         mr, nv = shape
@@ -506,7 +501,7 @@ def choose_winograd_tile(
     mr, nv = min(_shapes(target, dtype), key=cost)
     block = blocks(mr)[0]
     panels = -(-outputs // (nv * lanes))
-    parts = min(-(-panels // 2), -(-_LEAST_GRID // -(-number // block)))
+    parts = min(-(-panels // 2), -(-_LEAST_GRID // -(-(count or 1) // block)))
     return mr, nv, block, -(-panels // parts), depth
 
 
@@ -524,6 +519,10 @@ _MOST_ROWS = 10
 _PANEL_CYCLES = 2.6
 """Cycles to get 64 bytes of a panel from L2, measured on Zen 5."""
 _TILE_CYCLES = 20
+
+
+def _rounded(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _even_depth(channels: int, lanes: int, about: int) -> int:

@@ -1,4 +1,4 @@
-"""Where the time of runs went: one row for each kind of step, with its rates and how near they come to the machine's."""
+"""Where the time of runs went: a row for each kind of step, with its rates and how near they come to the machine's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Sum:
 
 
 def profile_rows(events: Iterable[ProfileEvent], peak: Peak, runs: int = 1, by: By = "operator") -> list[ProfileRow]:
-    """The events of `runs` runs as rows, longest first; steps of the same operators and tactic together, or each alone."""
+    """The events of `runs` runs as rows, longest first: steps of one operator and tactic together, or each alone."""
     sums: dict[tuple[str, str, str, str], _Sum] = {}
     for event in events:
         tactic = str(event.args.get("tactic", ""))

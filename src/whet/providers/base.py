@@ -81,6 +81,8 @@ class CompileEnv:
     goal: Literal["latency", "throughput"] = "latency"
     precision: str = "float32"
     deterministic: bool = False
+    tactics: Mapping[str, str] = field(default_factory=dict)
+    """Ways of working that are forced, by family of operators."""
     model_path: str | None = None
     shapes: tuple[ShapeRange, ...] = ()
     """Shapes to make ready."""

@@ -9,6 +9,8 @@ from whet.errors import InvalidArgument, did_you_mean
 
 SESSION_KEYS: dict[str, str] = {
     # Whet's own.
+    "cpu.tactic.conv": "do every convolution in this one way, for tests and measurements; an error where it cannot",
+    "engine.model": "the model that an engine must have been made of; an engine of another one is refused",
     "goal": "latency (default) or throughput: what a provider that has the choice is set up for",
     "limits.cse_bytes": "largest constant that is compared with others to merge equal ones",
     "limits.fold_bytes": "largest constant that folding may make",
@@ -105,6 +107,7 @@ INERT_RUN_KEYS: frozenset[str] = frozenset(
 )
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "cpu.tactic.conv": ("pointwise", "depthwise", "im2col", "direct", "winograd4", "winograd2"),
     "goal": ("latency", "throughput"),
     "session.disable_cpu_ep_fallback": ("0", "1"),
     "session.record_ep_graph_assignment_info": ("0", "1"),
@@ -154,6 +157,12 @@ def _is_duration(text: str) -> bool:
     except ValueError:
         return False
     return math.isfinite(number) and number >= 0
+
+
+def forced_tactics(config: dict[str, str]) -> dict[str, str]:
+    """Tactics that checked session keys force, by family of operators."""
+    prefix = "cpu.tactic."
+    return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
 
 
 def limit_changes(config: dict[str, str]) -> dict[str, float]:

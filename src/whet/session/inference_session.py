@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.config import DEFAULT_LIMITS
+from whet.engine import is_engine
 from whet.errors import Fail, InvalidArgument, NotImplemented, did_you_mean
-from whet.graph import Model
+from whet.graph import Model, Value
 from whet.graph.tensor import TensorData
 from whet.passes.base import PassReport
 from whet.providers.base import CompileEnv, ExecutionProvider, MemoryUse, ProfileEvent, RunState
 from whet.providers.partition import Placement
 from whet.runtime.values import RuntimeValue
-from whet.session import saved_model
+from whet.session import engine, saved_model
 from whet.session.auto import AutoReport, choose_providers
-from whet.session.config_keys import limit_changes
+from whet.session.config_keys import forced_tactics, limit_changes
 from whet.session.device import OrtDevice, OrtMemoryInfo
 from whet.session.environment import LOGGER
 from whet.session.executor import copied
@@ -119,6 +120,7 @@ class InferenceSession:
         self._source = path_or_bytes
         self._model_path = None if in_memory else os.fsdecode(path_or_bytes)
         self._model_name = self._model_path or "<bytes>"
+        self._is_engine = self._model_path is not None and is_engine(self._model_path)
         self._options = sess_options.snapshot() if sess_options is not None else SessionOptions()
         self._profile = Profile(self._options.profile_file_prefix) if self._options.enable_profiling else None
         self._profile_start_ns = time.monotonic_ns() if self._profile is None else self._profile.start_ns
@@ -200,23 +202,36 @@ class InferenceSession:
         self, overridden: frozenset[str], providers: Sequence[ExecutionProvider], notes: Sequence[str]
     ) -> Specialization:
         started = time.perf_counter_ns()
-        loaded = load(self._source, replace(self._settings, as_inputs=overridden))
-        optimized = time.perf_counter_ns()
-        env = CompileEnv(
-            limits=self._settings.limits,
-            level=self._settings.level,
-            intra_op_threads=max(self._options.intra_op_num_threads, 0),
-            goal="throughput" if self._options._config.get("goal") == "throughput" else "latency",
-            deterministic=self._options.use_deterministic_compute,
-            model_path=loaded.model.path,
-            shapes=shape_ranges(self._options._config, loaded.interface.inputs),
-        )
-        compiled = compile_model(loaded, providers, env, notes)
+        if self._is_engine:
+            if not any(p.name == engine.CPU for p in providers):
+                raise InvalidArgument("an engine runs on one provider", file=self._model_path, expected=engine.CPU)
+            model = self._options._config.get("engine.model")
+            compiled = engine.load(self._model_name, self._environment, self._settings, model)
+            optimized = started
+        else:
+            loaded = load(self._source, replace(self._settings, as_inputs=overridden))
+            optimized = time.perf_counter_ns()
+            env = self._environment(loaded.interface.inputs, loaded.model.path)
+            compiled = compile_model(loaded, providers, env, notes)
+        loaded = compiled.loaded
         if self._profile is not None:
             self._profile.session_event("model_loading", started, optimized)
             self._profile.session_event("session_initialization", optimized, time.perf_counter_ns())
         names = tuple(v.name for v in loaded.interface.outputs)
         return Specialization(compiled, FeedChecker(loaded.interface.inputs, self._model_name), names)
+
+    def _environment(self, inputs: Sequence[Value], path: str | None) -> CompileEnv:
+        """What providers may know when they compile, or load, a model with these inputs."""
+        return CompileEnv(
+            limits=self._settings.limits,
+            level=self._settings.level,
+            intra_op_threads=max(self._options.intra_op_num_threads, 0),
+            goal="throughput" if self._options._config.get("goal") == "throughput" else "latency",
+            deterministic=self._options.use_deterministic_compute,
+            tactics=forced_tactics(self._options._config),
+            model_path=path,
+            shapes=shape_ranges(self._options._config, inputs),
+        )
 
     def _specialization(self, feed: Mapping[str, Any]) -> Specialization:
         """The compiled form for the initializers that this feed overrides."""
@@ -464,11 +479,28 @@ class InferenceSession:
         """Write the optimized model in a form that ONNX Runtime reads; on an error nothing is left behind."""
         self._save(self._main, path)
 
+    def save_engine(self, path: str | os.PathLike[str]) -> None:
+        """Write what has been compiled so far, code and packed weights, as one file that `InferenceSession` takes.
+
+        It loads without compiling, on this kind of machine, with this version, and only from a folder that its user
+        owns and nobody else can write. Raises NotImplemented for a model that is not one part on the CPU provider.
+        """
+        self._check_graph()
+        engine.save(self._main.compiled, self._source, self._settings, path)
+
+    def _check_graph(self) -> None:
+        if self._is_engine:
+            raise NotImplemented(
+                "an engine holds no graph", file=self._model_path, hint="Use the model that it was made of."
+            )
+
     def exported_model(self) -> Model:
         """The model in the form that `save_optimized_model` writes."""
+        self._check_graph()
         return saved_model.export(self._main.compiled.loaded.model, fuse=self._settings.level != "disabled")
 
     def _save(self, specialization: Specialization, path: str | os.PathLike[str]) -> None:
+        self._check_graph()
         config = self._options._config
         least = config.get("session.optimized_model_external_initializers_min_size_in_bytes")
         saved_model.save(

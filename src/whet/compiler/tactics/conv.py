@@ -52,16 +52,21 @@ class Geometry:
     """Whether the weights are."""
 
     @property
+    def batch(self) -> int:
+        """Images; one where that is not known."""
+        return self.images if isinstance(self.images, int) else 1
+
+    @property
     def pixels(self) -> int:
         """Output pixels of all images, about."""
-        return hint(self.images) * prod(hint(extent) for extent in self.out)
+        return self.batch * prod(hint(extent) for extent in self.out)
 
 
 def winograd_tiles(g: Geometry, m: int) -> int | None:
-    """How many tiles a Winograd convolution has; None where that is not known."""
-    if not all(isinstance(n, int) for n in (g.images, *g.out)):
+    """How many tiles a Winograd convolution has; None where an image's extents are not known."""
+    if not all(isinstance(n, int) for n in g.out):
         return None
-    return hint(g.images) * prod(-(-hint(extent) // m) for extent in g.out)
+    return g.batch * prod(-(-hint(extent) // m) for extent in g.out)
 
 
 def _pointwise_refusal(g: Geometry, env: LowerEnv) -> str | None:
