@@ -8,7 +8,7 @@ from whet.compiler.lower.outputs import finish_outputs, place_outputs
 from whet.compiler.lower.pointwise import lower_group
 from whet.compiler.lower.table import ANCHORS, LOWER, is_pointwise
 from whet.compiler.lowering import LowerEnv, Lowering
-from whet.compiler.prune import drop_unread
+from whet.compiler.prune import drop_unread, drop_unused_weights
 from whet.compiler.specialize import Specialized
 from whet.graph import Graph
 from whet.kernels.base import build
@@ -28,6 +28,7 @@ def lower_graph(specialized: Specialized, env: LowerEnv) -> Lowering:
     lower_nodes(ctx, specialized.graph)
     finish_outputs(ctx)
     drop_unread(ctx)
+    drop_unused_weights(ctx)
     return ctx
 
 

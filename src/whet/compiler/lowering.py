@@ -72,6 +72,7 @@ class Lowering:
         self._views: dict[Value, View] = {}
         self._wanted: dict[Value, View] = {}
         self._weight_buffers: dict[Hashable, Buffer] = {}
+        self._weight_keys: dict[Buffer, Hashable] = {}
         self._destinations: dict[Value, Destination] = {}
         self._output_of: dict[Value, Buffer] = {}
         self._symbols = {name for v in graph.inputs for d in shape_of(v) if isinstance(d, Expr) for name in d.names()}
@@ -107,11 +108,7 @@ class Lowering:
 
     def constant(self, data: TensorData) -> View:
         """A constant as it is, in C order."""
-        dtype = data.dtype
-        if dtype.is_packed:
-            buffer = self.weight(("plain", data.digest()), data.numpy, dtype)
-        else:
-            buffer = self.weight(("plain", data.digest()), data.numpy, dtype)
+        buffer = self.weight(("plain", data.digest()), data.numpy, data.dtype)
         return View(buffer, data.shape, dense_strides(data.shape))
 
     def weight(self, key: Hashable, make: Callable[[], Array], dtype: DType) -> Buffer:
@@ -122,7 +119,23 @@ class Lowering:
             found = Buffer("weight", dtype, weight.array.size, len(self.weights), str(key)[:60])
             self.weights.append(weight)
             self._weight_buffers[key] = found
+            self._weight_keys[found] = key
         return found
+
+    def constant_array(self, view: View) -> tuple[Hashable, Callable[[], Array]] | None:
+        """What a view of a constant holds, as a key and a way to its array; None where it is no constant."""
+        key = self._weight_keys.get(view.buffer)
+        numbers = (*view.shape, *view.strides, view.offset)
+        if key is None or not all(isinstance(n, int) for n in numbers):
+            return None
+        array, element = self.weights[view.buffer.index].array, view.element
+
+        def read() -> Array:
+            flat = array.reshape(-1).view(element.numpy)[view.offset :]
+            strides = [s * element.numpy.itemsize for s in view.strides]
+            return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
+
+        return ("view", key, element.name, *numbers), read
 
     def zeros(self, elements: int, dtype: DType) -> View:
         """A read-only row of zeros."""

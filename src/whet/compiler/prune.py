@@ -1,4 +1,4 @@
-"""Steps whose results nobody reads: shape arithmetic that has become part of the slots, outputs that are not used."""
+"""What nobody reads: steps of shape arithmetic that has become part of the slots, constants that were packed anew."""
 
 from __future__ import annotations
 
@@ -34,3 +34,13 @@ def drop_unread(ctx: Lowering) -> None:
             readers[buffer] -= 1
             waiting.extend(writers.get(buffer, ()))
     ctx.rows[:] = [row for row in ctx.rows if id(row) not in dropped]
+
+
+def drop_unused_weights(ctx: Lowering) -> None:
+    """Let go of constants that no row reads: what was packed in another form, what only shaped the program."""
+    read = {buffer: None for row in ctx.rows for buffer in row.reads if buffer.place == "weight"}
+    kept = sorted(read, key=lambda buffer: buffer.index)
+    weights = [ctx.weights[buffer.index] for buffer in kept]
+    for index, buffer in enumerate(kept):
+        buffer.index = index
+    ctx.weights[:] = weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -154,7 +154,9 @@ def emit_product(ctx: Lowering, a: View, b: Value, transposed: bool, element: DT
         if is_thin(out.shape, matrix, element):
             emit_thin(ctx, a, matrix, element, out, done)
             return
-    shared = b.data is not None and all(d == 1 for d in shape_of(b)[:-2])
+    shared = all(d == 1 for d in shape_of(b)[:-2]) and (
+        b.data is not None or ctx.constant_array(ctx.view(b)) is not None
+    )
 
     def panels(width: int, batch_shape: Sequence[Known]) -> tuple[View, tuple[Known, ...]]:
         return packed(ctx, b, transposed, element, width, batch_shape)
@@ -324,9 +326,29 @@ def packed(
         view = view.expand_dims(1)
     if transposed:
         view = view.transpose((*range(view.rank - 2), view.rank - 1, view.rank - 2))
+    known = ctx.constant_array(view)
+    if known is not None and element.numpy.itemsize == view.element.numpy.itemsize:
+        return _packed_array(ctx, *known, element, width, batch_shape)
     if view.element is not element:
         view = cast_copy(ctx, view, element)
     return pack_at_run(ctx, view, element, width, batch_shape)
+
+
+def _packed_array(
+    ctx: Lowering, key: Hashable, read: Callable[[], Array], element: DType, width: int, batch_shape: Sequence[Known]
+) -> tuple[View, tuple[Known, ...]]:
+    """A constant [..., k, n] that another operator has made a view of, packed when the program is made."""
+    shape = read().shape
+    own, (k, n) = shape[:-2], shape[-2:]
+    size = -(-n // width) * width * k
+
+    def make() -> Array:
+        matrices = read().astype(element.numpy, copy=False).reshape(-1, k, n)
+        return np.stack([pack_b(matrix, width) for matrix in matrices])
+
+    buffer = ctx.weight(("panels of a view", key, element.name, width), make, element)
+    strides = View(buffer, tuple(own), dense_strides((*own, size))[:-1]).broadcast(tuple(batch_shape)).strides
+    return View(buffer, (*own, size), dense_strides((*own, size))), strides if batch_shape else ()
 
 
 def pack_at_run(
