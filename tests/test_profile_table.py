@@ -71,7 +71,7 @@ def test_a_session_tells_the_steps_of_its_runs() -> None:
     found = [(e.op, e.args["flops"]) for e in events]
     assert len(found) % 3 == 0
     assert found[: len(found) // 3] * 3 == found
-    product = next(e for e in events if "MatMul" in e.op)
+    product = max((e for e in events if "MatMul" in e.op), key=lambda e: e.args["flops"])  # not the packing
     assert 2 * 64**3 <= product.args["flops"] <= 2.2 * 64**3
     assert 3 * 64 * 64 * 4 * 0.5 <= product.args["bytes"] <= 3 * 64 * 64 * 4 * 2
     assert all(e.duration_ns > 0 for e in events)

@@ -34,6 +34,8 @@ class LowerEnv:
     goal: str = "latency"
     tactics: Mapping[str, str] = field(default_factory=dict)
     """Tactics that are forced, by family of operators; for tests and measurements."""
+    threads: int = 1
+    """How many threads a run is going to have."""
 
 
 @dataclass(slots=True)

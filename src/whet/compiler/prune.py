@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from whet.compiler.lowering import Lowering
-from whet.compiler.step import Step
+from whet.compiler.step import Address, Step
 from whet.compiler.views import Buffer
 
 
@@ -38,7 +38,12 @@ def drop_unread(ctx: Lowering) -> None:
 
 def drop_unused_weights(ctx: Lowering) -> None:
     """Let go of constants that no row reads: what was packed in another form, what only shaped the program."""
-    read = {buffer: None for row in ctx.rows for buffer in row.reads if buffer.place == "weight"}
+    read: dict[Buffer, None] = {}
+    for row in ctx.rows:
+        words = tuple(row.words.values()) if isinstance(row, Step) else ()
+        for buffer in (*row.reads, *(word.buffer for word in words if isinstance(word, Address))):
+            if buffer.place == "weight":
+                read[buffer] = None
     kept = sorted(read, key=lambda buffer: buffer.index)
     weights = [ctx.weights[buffer.index] for buffer in kept]
     for index, buffer in enumerate(kept):

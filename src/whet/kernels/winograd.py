@@ -475,14 +475,14 @@ def pack_tap_weights(weights: Array, width: int, depth: int) -> Array:
 
 
 def choose_winograd_tile(
-    target: Target, channels: int, outputs: int, count: int | None, m: int, dtype: DType = FLOAT32
+    target: Target, channels: int, outputs: int, count: int | None, m: int, dtype: DType = FLOAT32, threads: int = 1
 ) -> tuple[int, int, int, int, int | None]:
-    """(mr, nv, block, panels, depth) for a convolution of `channels` to `outputs`, of `count` tiles; None: many."""
+    """(mr, nv, block, panels, depth) for a convolution of `channels` to `outputs`, of `count` tiles (None: many)."""
     lanes, element = target.lanes(dtype), dtype.bits // 8
     points, number = (m + TAPS - 1) ** 2, count or _MANY
     depth = None
     if points * channels * outputs * element > _POINT_WEIGHT_BYTES:
-        depth = _even_depth(channels, lanes, max(lanes, target.l2_bytes * 3 // 10 // (points * 2 * lanes * element)))
+        depth = _even_depth(channels, lanes, max(lanes, target.l2_bytes * 3 // 20 // (points * 2 * lanes * element)))
     row_bytes = points * channels * element
     most = target.l2_bytes // 4 // row_bytes if depth is None else min(_TAP_BLOCK, _TAP_SCRATCH_BYTES // row_bytes)
     most = max(most, _LEAST_BLOCK)
@@ -498,24 +498,29 @@ def choose_winograd_tile(
         tile = step * (depth or channels) + (2 if depth is None else 3) * mr * nv + _TILE_CYCLES
         return blocks(mr)[1] / mr * -(-outputs // (nv * lanes)) * tile / (depth or channels)
 
-    mr, nv = min(_shapes(target, dtype), key=cost)
+    most_rows = _MOST_ROWS if depth is None else _MOST_TAP_ROWS
+    mr, nv = min((shape for shape in _shapes(target, dtype) if shape[0] <= most_rows), key=cost)
     block = blocks(mr)[0]
     panels = -(-outputs // (nv * lanes))
-    parts = min(-(-panels // 2), -(-_LEAST_GRID // -(-(count or 1) // block)))
-    return mr, nv, block, -(-panels // parts), depth
+    # Parts of the panels for threads to share; each part takes the input to the points again.
+    wanted = -(-2 * threads // -(-(count or 1) // block)) if threads > 1 else 1
+    work = points * block * channels * nv * lanes
+    panels = max(1, min(-(-panels // min(-(-panels // 2), wanted)), _PART_PRODUCTS // work))
+    return mr, nv, block, panels, depth
 
 
 _MANY = 3136
 """Tiles where their number is not known."""
 _POINT_WEIGHT_BYTES = 3 << 20
 """Weights at the points that are larger cost more to fetch, and memory, than to make again from taps."""
-_TAP_BLOCK = 64
+_TAP_BLOCK = 32
 _TAP_SCRATCH_BYTES = 6 << 20
 """Tiles in a block that makes its weights, and most memory for their input at the points."""
 _LEAST_BLOCK = 8
-_LEAST_GRID = 8
-"""Tiles of the grid that there should be, for threads to share."""
-_MOST_ROWS = 10
+_PART_PRODUCTS = 250_000_000
+"""Multiplications of a tile of the grid at most, about 2 ms: between such tiles a run can be stopped."""
+_MOST_ROWS, _MOST_TAP_ROWS = 10, 8
+"""Rows of sums at most: more find no room in L1, where the sums of earlier parts of the depth lie too."""
 _PANEL_CYCLES = 2.6
 """Cycles to get 64 bytes of a panel from L2, measured on Zen 5."""
 _TILE_CYCLES = 20

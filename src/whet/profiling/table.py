@@ -96,7 +96,7 @@ RIGHT = range(2, 8)
 """The columns of numbers."""
 
 
-def table_cells(row: ProfileRow, width: int = 40) -> tuple[str, ...]:
+def table_cells(row: ProfileRow, width: int = 36) -> tuple[str, ...]:
     """The row as text for COLUMNS; the name stands before the operators where it has one."""
     label = f"{row.name} {row.operators}" if row.name else row.operators
     tactic = row.tactic if row.gflops is not None else row.provider.removesuffix("ExecutionProvider").lower()

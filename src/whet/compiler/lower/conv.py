@@ -358,7 +358,7 @@ def _emit_winograd(
 ) -> None:
     x = channels_last(ctx, x)
     mr, nv, block, panels, depth = choose_winograd_tile(
-        ctx.target, g.channels, g.outputs, winograd_tiles(g, m), m, element
+        ctx.target, g.channels, g.outputs, winograd_tiles(g, m), m, element, ctx.env.threads
     )
     fixed = _fixed(g.out)
     extents = (fixed[0], fixed[1]) if fixed is not None else None

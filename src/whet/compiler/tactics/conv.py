@@ -22,11 +22,12 @@ FMA_PER_CYCLE = 2
 """Vectors."""
 WEIGHT_BYTES_PER_NS = 25.0
 """Weights come from memory: a network's are more than its caches hold."""
-MULTIPLY_EFFICIENCY = 0.93
-"""Of the peak, in the products of a Winograd convolution; plain ones reach it."""
+POINT_EFFICIENCY, TAP_EFFICIENCY = 0.93, 0.85
+"""Of the peak, in the products of a Winograd convolution with its weights at the points, or at taps; plain ones reach
+it."""
 INPUT_CYCLES = {2: 40, 4: 110}
 OUTPUT_CYCLES = {2: 36, 4: 110}
-WEIGHT_CYCLES = {2: 24, 4: 60}
+WEIGHT_CYCLES = {2: 40, 4: 110}
 """By m: to take a tile's vector of channels to the points, products back, a channel's vector of weights."""
 GATHER_CYCLES = 4
 """To copy a vector, or less, of a patch."""
@@ -145,7 +146,8 @@ def _winograd_ns(g: Geometry, env: LowerEnv, m: int) -> float:
     blocks, points = -(-tiles // block), (m + 2) ** 2
     inputs, outputs = -(-g.channels // lanes), -(-g.outputs // (nv * lanes)) * nv
     rows = tiles // block * (-(-block // mr) * mr) + -(-(tiles % block) // mr) * mr
-    cycles = points * rows * g.channels * outputs / FMA_PER_CYCLE / MULTIPLY_EFFICIENCY
+    efficiency = POINT_EFFICIENCY if depth is None else TAP_EFFICIENCY
+    cycles = points * rows * g.channels * outputs / FMA_PER_CYCLE / efficiency
     cycles += tiles * (inputs * INPUT_CYCLES[m] + outputs * OUTPUT_CYCLES[m])
     weights = g.channels * g.outputs
     if depth is None:

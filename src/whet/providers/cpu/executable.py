@@ -75,7 +75,7 @@ class CpuExecutable:
     def __init__(self, subgraph: Subgraph, env: CompileEnv) -> None:
         self._start(env)
         self._specializer: Specializer | None = Specializer(subgraph.model, env.limits)
-        self._lower_env = LowerEnv(host_target(), env.limits, env.goal, env.tactics)
+        self._lower_env = LowerEnv(host_target(), env.limits, env.goal, env.tactics, self._threads)
         self._structural = self._specializer.structural
         if not self._structural and not self._by_shape:
             try:
