@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+import whet.kernels
 from tests.kernel_fuzz import emulated
 from tests.kernel_fuzz.call import Call, Family
 from tests.kernel_fuzz.case import Case, Result, run_planned, targets
@@ -21,7 +25,7 @@ from tests.kernel_fuzz.operands import given, made
 from tests.kernel_fuzz.runner import Worker, fuzz
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32
-from whet.kernels.base import Frame
+from whet.kernels.base import Frame, KernelSpec
 
 SEEDS = 4 * len(FAMILIES)
 
@@ -33,6 +37,19 @@ def test_every_family() -> None:
     assert {r.target for r in results} == set(targets())
     assert len({r.symbol for r in results}) > SEEDS * 0.8
     assert all(r.calls for r in results)
+
+
+def test_the_table_has_every_kernel() -> None:
+    """A new kernel needs a line in `tests/kernel_fuzz/families.py`."""
+    kernels = set()
+    for module in pkgutil.iter_modules(whet.kernels.__path__, "whet.kernels."):
+        for found in vars(importlib.import_module(module.name)).values():
+            own = inspect.isclass(found) and found.__module__ == module.name and "emit" in vars(found)
+            if own and found is not KernelSpec and list(inspect.signature(found.emit).parameters) == ["self", "frame"]:
+                kernels.add(found)
+    host = targets()["host"]
+    drawn = {type(Case(0, f, "host", f.spec(Draw(1), host)).spec) for f in FAMILIES}
+    assert drawn == kernels
 
 
 Fault = Literal["none", "reads behind", "reads before", "writes behind", "writes between", "writes input", "scratch",

@@ -15,9 +15,11 @@ from tests.codegen_tools import TARGETS
 from tests.kernel_tools import Run, run_kernels
 from tests.test_kernels_gemm import BIAS_RELU, RESIDUAL, guarded, random, unused
 from whet.codegen.target import Target, host_target
+from whet.dtypes import FLOAT32
 from whet.kernels.conv import Conv, Convolution, Window, pack_conv_weights
 from whet.kernels.im2col import ConvIm2col
 from whet.kernels.tile import Epilogue
+from whet.kernels.winograd import Winograd, pack_tap_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -158,6 +160,46 @@ def test_convolutions(target: Target, layout: str) -> None:
         assert not np.isnan(got).any(), p.case
         assert (np.abs(got - p.expected) <= p.bound).all(), p.case
         assert np.isnan(p.output[..., -1]).all(), p.case
+
+
+@pytest.mark.parametrize("step", [-3, 0], ids=["mirrored", "repeated"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_gathered_pixels_may_lie_before_each_other(target: Target, step: int) -> None:
+    """A Slice from the end and an Expand are views: what follows a pixel in memory is not its neighbour."""
+    rng = np.random.default_rng(0)
+    memory = random(rng, 29 if step else 1, 3)
+    if target.runs_on(host_target()):
+        memory = guarded(memory)
+    # The array whose address is given is the first pixel, the last one in memory.
+    spec = ConvIm2col(window((1,)), 3, 13, extents=(29,), mr=2, m_block=9)
+    weights = random(rng, 13, 3, 1)
+    output = unused(1, 29, 13)
+    words = {
+        "x": memory[-1:], "x_n": 0, "x_s0": step, "in0": 29, "w": pack_conv_weights(weights, 1, spec.width(target)),
+        "c": output, "ldc": 13, "c_n": output.size,
+    }  # fmt: skip
+    assert not any(run_kernels(target, [Run(spec, words, spec.tiles(target, 29, 1), calls=2)]))
+    seen = memory[::-1] if step else np.repeat(memory, 29, 0)
+    np.testing.assert_allclose(output[0], seen @ weights[..., 0].T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nv", [1, 2, 3])
+@pytest.mark.parametrize("target", TARGETS)
+def test_winograd_from_taps(target: Target, nv: int) -> None:
+    """Panels of any width, of which AVX2's and NEON's need not be whole cache lines."""
+    rng = np.random.default_rng(0)
+    depth = target.lanes(FLOAT32)
+    channels = 2 * depth
+    spec = Winograd(channels, 19, mr=4, nv=nv, block=6, panels=2, depth=depth)
+    x, weights, output = random(rng, 1, 7, 6, channels), random(rng, 19, channels, 3, 3), unused(1, 7, 6, 19)
+    words: dict[str, Any] = {
+        "x": x, "zero": np.zeros(channels, np.float32), "x_n": x.size, "x_s0": 6 * channels, "x_s1": channels,
+        "in0": 7, "in1": 6, "out0": 7, "out1": 6, "images": 1,
+        "w": pack_tap_weights(weights, spec.width(target), depth), "c": output, "ldc": 19, "c_n": output.size,
+    }  # fmt: skip
+    assert not any(run_kernels(target, [Run(spec, words, spec.tiles(target, (7, 6), 1), calls=2)]))
+    expected = convolve(x.astype(np.float64), weights.astype(np.float64), SQUARE, 1)
+    np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_order_of_packed_weights() -> None:

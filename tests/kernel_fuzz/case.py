@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.kernel_tools import _SIGNATURE as SIGNATURE
 from whet.codegen.jit import Library
 from whet.codegen.module import compile_source
-from tests.kernel_tools import _SIGNATURE as SIGNATURE
 from whet.codegen.target import AVX2, AVX512, NEON, Target, host_target
 from whet.kernels.base import KernelSpec, build
 
@@ -20,6 +20,7 @@ from .call import Call, Family, Operand
 from .draw import Draw
 from .families import BY_NAME, FAMILIES
 from .host import Host
+from .layers import Grown
 from .layout import Mismatch
 from .memory import NoRoom
 
@@ -73,7 +74,7 @@ class Case:
 
     @property
     def spec(self) -> KernelSpec:
-        kernel: KernelSpec = getattr(self.plan, "kernel", self.plan)
+        kernel: KernelSpec = self.plan.kernel if isinstance(self.plan, Grown) else self.plan
         return kernel
 
     def draw(self, number: int) -> Draw:

@@ -14,12 +14,20 @@ from whet.dtypes import INT64
 from whet.kernels.base import KernelCode
 
 from .call import Call, Operand
-from .layout import (
-    Array, Mismatch, Variant, check_same, check_statuses, check_values, fill, start_of, taken, variants,
-)  # fmt: skip
 from .draw import Draw
+from .layout import (
+    Array,
+    Mismatch,
+    Variant,
+    check_same,
+    check_statuses,
+    check_values,
+    fill,
+    start_of,
+    taken,
+    variants,
+)  # fmt: skip
 from .memory import Slots
-
 
 _STACK_WORDS = 4096
 

@@ -16,7 +16,7 @@ from whet.kernels.nonzero import NonZeroCount, NonZeroWrite
 from whet.kernels.rotary import RotaryEmbedding
 from whet.kernels.scatter import Reduction, ScatterElements, ScatterND
 
-from .call import Array, Call, Operand, dense
+from .call import Array, Call, Operand
 from .draw import ALL_TYPES, FLOATS, INTEGERS, Draw, tolerance
 from .moves import ELEMENTS, element
 from .operands import changed, given, made, names, numbers, tile_count, wide

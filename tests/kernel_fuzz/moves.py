@@ -16,8 +16,8 @@ from whet.kernels.store import StoreNumbers
 
 from .call import Call, Operand
 from .draw import Draw
-from .operands import given, made, names, numbers, tile_count
 from .operands import changed as changed_in_place
+from .operands import given, made, names, numbers, tile_count
 
 ELEMENTS: dict[int, DType] = {1: UINT8, 2: UINT16, 4: UINT32, 8: UINT64}
 

@@ -273,7 +273,7 @@ def conv_call(draw: Draw, spec: Conv | ConvIm2col, target: Target) -> Call:
     if min(image) < 1:
         image = tuple(max(i, 1) for i in image)
         if spec.extents is not None and window.extents(image) != spec.extents:
-            return Call({name: 0 for name in _word_names(spec)}, 0)
+            return Call(dict.fromkeys(_word_names(spec), 0), 0)
     extents = window.extents(image)
     images, channels, outputs = draw.extent(2), groups * spec.channels, groups * spec.outputs
     shape = (images, *image, channels)

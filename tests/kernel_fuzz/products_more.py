@@ -101,7 +101,7 @@ def tap_call(draw: Draw, spec: TapSum, target: Target) -> Call:
     words: dict[str, Operand | int] = {"z": z, "batch": images, **numbers("out", out), **numbers("in", image)}
     words |= {**numbers("before", before), **z.strides("z_n", *names("z_s", rank), "")}
     # [images, place.., groups, taps, channels]
-    shares = values.astype(np.float64).reshape(images, *image, spec.groups, -1, spec.channels)
+    shares = values.astype(np.float64).reshape(images, *image, spec.groups, 1 if spec.weighted else taps, spec.channels)
     if spec.weighted:
         w = draw.values(dtype, (taps, channels))
         words["w"] = given(dtype, w)

@@ -110,7 +110,7 @@ class Lowering:
 
     def constant(self, data: TensorData) -> View:
         """A constant as it is, in C order."""
-        buffer = self.weight(("plain", data.digest()), data.numpy, data.dtype)
+        buffer = self.weight(("plain", data.identity()), data.numpy, data.dtype)
         return View(buffer, data.shape, dense_strides(data.shape))
 
     def weight(self, key: Hashable, make: Callable[[], Array], dtype: DType) -> Buffer:

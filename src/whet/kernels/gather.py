@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from whet.codegen.lang import Function, LanguageError, Operand, Pointer, Value, convert, minimum, select
+from whet.codegen.lang import Function, LanguageError, Operand, Pointer, Value, any_true, convert, minimum, select
 from whet.dtypes import INT32, INT64, DType
 from whet.kernels.base import INDEX_OUT_OF_BOUNDS, Frame
 from whet.kernels.copy import element_of
@@ -116,9 +116,28 @@ class GatherElements:
         with k.loop(frame.end, start=frame.begin) as tile:
             row = data + walk.offset("data")
             first = tile * extents[-1]
-            with k.loop(extents[-1]) as j:
-                index = load_index(frame, indices, first + j, axis)
-                out.store(row.load(index * axis_stride + j * strides[-1]), first + j)
+
+            def one_by_one(start: Operand, stop: Operand) -> None:
+                with k.loop(stop, start=start) as j:
+                    index = load_index(frame, indices, first + j, axis)
+                    out.store(row.load(index * axis_stride + j * strides[-1]), first + j)
+
+            # Small elements would be gathered one by one anyhow.
+            lanes = frame.target.lanes(INT64) if element.bits >= 32 else 1
+            if lanes == 1:
+                one_by_one(0, extents[-1])
+            else:
+                whole = extents[-1] & -lanes
+                numbers = k.constant_vector(INT64, range(lanes))
+                with k.loop(whole, step=lanes) as j:
+                    raw = convert(indices.load(first + j, lanes), INT64)
+                    found = select(raw < 0, raw + axis, raw)
+                    with k.when(any_true((found < 0) | (found >= axis))):
+                        one_by_one(j, j + lanes)
+                    with k.otherwise():
+                        offsets = found * axis_stride + (numbers + j) * strides[-1]
+                        out.store(row.gather(offsets), first + j)
+                one_by_one(whole, extents[-1])
             walk.advance()
 
 

@@ -199,7 +199,8 @@ class _Weights:
                     )
                     for j in range(TAPS)
                 ]
-                to = made.memory + channel * made.row
+                # Rows of a panel follow each other, as the products want them.
+                to = made.memory + channel * width
                 for i in range(spec.reach):
                     for j, value in enumerate(taps_to_points([column[i] for column in columns], spec.tile)):
                         to.store(value, (i * spec.reach + j) * made.plane + vector)
@@ -455,7 +456,8 @@ def pack_point_weights(weights: Array, m: int, width: int) -> Array:
     panels, channels = taps.shape[0], taps.shape[1]
     packed = aligned_empty((panels, len(both), channels, width), weights.dtype)
     for panel in range(panels):
-        packed[panel] = np.einsum("pt,ctw->pcw", both, taps[panel].astype(np.float64), optimize=True)
+        rows = taps[panel].transpose(1, 0, 2).astype(np.float64).reshape(both.shape[1], -1)
+        packed[panel] = (both @ rows).reshape(packed.shape[1:])
     return packed
 
 
@@ -499,7 +501,9 @@ def choose_winograd_tile(
         return blocks(mr)[1] / mr * -(-outputs // (nv * lanes)) * tile / (depth or channels)
 
     most_rows = _MOST_ROWS if depth is None else _MOST_TAP_ROWS
-    mr, nv = min((shape for shape in _shapes(target, dtype) if shape[0] <= most_rows), key=cost)
+    most_vectors = 3 if depth is None else 2
+    shapes = [(mr, nv) for mr, nv in _shapes(target, dtype) if mr <= most_rows and nv <= most_vectors]
+    mr, nv = min(shapes, key=cost)
     block = blocks(mr)[0]
     panels = -(-outputs // (nv * lanes))
     # Parts of the panels for threads to share; each part takes the input to the points again.
@@ -511,7 +515,7 @@ def choose_winograd_tile(
 
 _MANY = 3136
 """Tiles where their number is not known."""
-_POINT_WEIGHT_BYTES = 3 << 20
+_POINT_WEIGHT_BYTES = 2 << 20
 """Weights at the points that are larger cost more to fetch, and memory, than to make again from taps."""
 _TAP_BLOCK = 32
 _TAP_SCRATCH_BYTES = 6 << 20

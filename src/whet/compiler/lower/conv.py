@@ -235,7 +235,7 @@ def _weights(ctx: Lowering, w: Value, g: Geometry, width: int, element: DType, f
             array = data.numpy().astype(element.numpy, copy=False)
             return pack_conv_weights(array, g.groups, width, first)
 
-        buffer = ctx.weight(("conv", data.digest(), g.groups, width, first, element.name), make, element)
+        buffer = ctx.weight(("conv", data.identity(), g.groups, width, first, element.name), make, element)
         return View(buffer, (buffer.elements,), (1,))
     view = ctx.view(w)
     if view.element is not element:
@@ -348,7 +348,7 @@ def _depthwise_weights(ctx: Lowering, w: Value, g: Geometry, element: DType) -> 
         def make() -> np.ndarray[Any, Any]:
             return pack_depthwise_weights(data.numpy().astype(element.numpy, copy=False), lanes)
 
-        buffer = ctx.weight(("depthwise", data.digest(), element.name, lanes), make, element)
+        buffer = ctx.weight(("depthwise", data.identity(), element.name, lanes), make, element)
         return View(buffer, (buffer.elements,), (1,))
     raise ctx.refuse("depthwise weights that are not constant")
 
@@ -387,7 +387,7 @@ def _winograd_weights(ctx: Lowering, w: Value, spec: Winograd) -> View:
         return pack_point_weights(array, m, width) if depth is None else pack_tap_weights(array, width, depth)
 
     how = ("points", m) if depth is None else ("taps", depth)
-    buffer = ctx.weight(("winograd", data.digest(), *how, width, element.name), make, element)
+    buffer = ctx.weight(("winograd", data.identity(), *how, width, element.name), make, element)
     return View(buffer, (buffer.elements,), (1,))
 
 

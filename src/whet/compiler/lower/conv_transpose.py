@@ -260,7 +260,7 @@ def _panels(
         matrices = parts.transpose(0, 3, 1, 4, 2).reshape(matrices_shape)
         return np.stack([pack_b(matrix, width) for matrix in matrices])
 
-    buffer = ctx.weight(("transposed", data.digest(), g.groups, rows, width, element.name), make, element)
+    buffer = ctx.weight(("transposed", data.identity(), g.groups, rows, width, element.name), make, element)
     size = -(-columns // width) * width * g.channels
     steps = (0,) * (len(batch_shape) - 1) + (size if count > 1 else 0,) if batch_shape else ()
     return View(buffer, (count, size), (size, 1)), steps
@@ -281,7 +281,7 @@ def _depthwise_weights(ctx: Lowering, w: Value, g: Geometry, element: DType) -> 
         array = data.numpy().astype(element.numpy, copy=False)
         return np.ascontiguousarray(array.reshape(g.groups, g.taps).T)
 
-    buffer = ctx.weight(("taps", data.digest(), element.name), make, element)
+    buffer = ctx.weight(("taps", data.identity(), element.name), make, element)
     return View(buffer, (g.taps, g.groups), (g.groups, 1))
 
 

@@ -173,7 +173,7 @@ def emit_rows(ctx: Lowering, a: View, w: Value, element: DType, out: View, done:
     def panels(width: int, batch_shape: Sequence[Known]) -> tuple[View, tuple[Known, ...]]:
         if w.data is not None:
             data = w.data
-            key = ("rows", data.digest(), element.name, width)
+            key = ("rows", data.identity(), element.name, width)
             buffer = ctx.weight(
                 key, lambda: pack_b(data.numpy().reshape(n, k).astype(element.numpy, copy=False).T, width), element
             )
@@ -399,7 +399,7 @@ def _packed_constant(
             return pack_b(matrices[0], width)
         return np.stack([pack_b(matrix, width) for matrix in matrices])
 
-    buffer = ctx.weight(("panels", data.digest(), transposed, element.name, width), make, element)
+    buffer = ctx.weight(("panels", data.identity(), transposed, element.name, width), make, element)
     result = View(buffer, (*own, size), dense_strides((*own, size)))
     strides = View(buffer, tuple(own), result.strides[:-1]).broadcast(tuple(batch_shape)).strides if batch_shape else ()
     return result, strides

@@ -240,7 +240,7 @@ def _gates(ctx: Lowering, layer: _Layer, d: int, bias: View | None) -> View:
     def panels(width: int, batch_shape: Sequence[Known]) -> tuple[View, tuple[Known, ...]]:
         if w.data is not None:
             data = w.data
-            key = ("input weights", data.digest(), d, layer.element.name, width)
+            key = ("input weights", data.identity(), d, layer.element.name, width)
             buffer = ctx.weight(key, lambda: pack_b(data.numpy()[d].T, width), layer.element)
             return View(buffer, (buffer.elements,), (1,)), (0,) * len(batch_shape)
         matrix = ctx.view(w).slice(0, d, 1).drop(0).transpose((1, 0))
@@ -256,7 +256,7 @@ def _recurrent(ctx: Lowering, spec: Recurrence, r: Value, d: int) -> View:
     if r.data is not None:
         data = r.data
         layout = spec.layout(ctx.target)
-        key = ("recurrent weights", data.digest(), d, spec.cell, spec.parts, layout.panel, layout.padded)
+        key = ("recurrent weights", data.identity(), d, spec.cell, spec.parts, layout.panel, layout.padded)
 
         def make() -> Array:
             return pack_recurrent(spec, ctx.target, data.numpy()[d])

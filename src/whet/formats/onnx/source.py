@@ -7,6 +7,8 @@ import os
 import stat
 from dataclasses import dataclass
 
+import numpy as np
+
 from whet.errors import InvalidArgument, NoModel, NoSuchFile
 
 
@@ -17,6 +19,20 @@ class Source:
     data: memoryview
     path: str | None
     folder: str | None
+
+
+class MappedFile(mmap.mmap):
+    """A mapped file that knows which one it is."""
+
+    identity: tuple[int, ...]
+    """Device, inode, size and time of the last change: what tells it from every other file and version of it."""
+    address: int
+
+    def of(self, status: os.stat_result) -> MappedFile:
+        """Note which file this is."""
+        self.identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        self.address = int(np.frombuffer(self, np.uint8).ctypes.data)
+        return self
 
 
 def open_source(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> Source:
@@ -64,7 +80,7 @@ def map_descriptor(descriptor: int, path: str) -> memoryview:
     if status.st_size == 0:
         return memoryview(b"")
     try:
-        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        return memoryview(MappedFile(descriptor, 0, access=mmap.ACCESS_READ).of(status))
     except (OSError, ValueError) as error:
         raise _cannot_open(path, error) from error
 
