@@ -77,12 +77,8 @@ def convolutions() -> Iterator[Case]:
         yield case(
             "conv groups 4", text(c, o, hw), "Conv", [x], [floats(o, c // 4, 3, 3), floats(o)], pads=[1] * 4, group=4
         )
-        yield case(
-            "conv depthwise", text(c, hw), "Conv", [x], [floats(c, 1, 3, 3), floats(c)], pads=[1] * 4, group=c
-        )
-        yield case(
-            "conv dilated", text(c, o, hw), "Conv", [x], [floats(o, c, 3, 3)], pads=[2] * 4, dilations=[2, 2]
-        )
+        yield case("conv depthwise", text(c, hw), "Conv", [x], [floats(c, 1, 3, 3), floats(c)], pads=[1] * 4, group=c)
+        yield case("conv dilated", text(c, o, hw), "Conv", [x], [floats(o, c, 3, 3)], pads=[2] * 4, dilations=[2, 2])
         yield case(
             "conv transposed", text(c, o, hw // 2), "ConvTranspose", [floats(1, c, hw // 2, hw // 2)],
             [floats(c, o, 2, 2)], strides=[2, 2],

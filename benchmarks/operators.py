@@ -143,7 +143,11 @@ def main() -> None:
     print(f"{len(rows)} cases, {len(slow)} above 1.5 times ONNX Runtime's time")
     if arguments.out:
         report = {
-            "machine": {"processor": platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "machine": {
+                "processor": platform.processor(),
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+            },
             "versions": {name: metadata.version(name) for name in ("whet", "onnxruntime", "llvmlite", "numpy")},
             "threads": arguments.threads,
             "rounds": arguments.rounds,

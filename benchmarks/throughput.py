@@ -3,8 +3,9 @@
 
 usage: throughput.py [--seconds S] [--rounds R] [--output FILE.json] [MODEL.onnx ...]
 
-Without models: one product of matrices, and a small network of many short steps. One thread and two threads take turns,
-`--rounds` times; the ratio is that of the medians of their runs per second. Free dimensions of models become 1.
+Without models: one product of matrices; a small network of eight steps; the same so small that a run is mostly Python,
+which one thread at a time does. One thread and two threads take turns, `--rounds` times; the ratio is that of the
+medians of their runs per second. Free dimensions of models become 1.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PRODUCT = f"""{HEAD} product (float[192, 192] x, float[192, 192] w) => (float[19
     m = MatMul(x, w)
     y = Relu(m)
 }}"""
-STEPS = f"""{HEAD} steps (float[64, 96] x, float[96, 96] w) => (float[64, 96] y) {{
+STEPS = """{head} steps (float[{rows}, {columns}] x, float[{columns}, {columns}] w) => (float[{rows}, {columns}] y) {{
     a = MatMul(x, w)
     b = Tanh(a)
     c = MatMul(b, w)
@@ -40,7 +41,11 @@ STEPS = f"""{HEAD} steps (float[64, 96] x, float[96, 96] w) => (float[64, 96] y)
     g = MatMul(f, w)
     y = Add(g, x)
 }}"""
-TEXTS = {"product": PRODUCT, "steps": STEPS}
+TEXTS = {
+    "product": PRODUCT,
+    "steps": STEPS.format(head=HEAD, rows=256, columns=256),
+    "short": STEPS.format(head=HEAD, rows=32, columns=32),
+}
 
 
 def session(model: Path | bytes) -> whet.InferenceSession:

@@ -50,9 +50,7 @@ def speed_up(result: SideBySide, samples: int = 2000) -> tuple[str, float, float
     def quartile(values: Any) -> float:
         return float(np.percentile(values, 25))
 
-    ratios = [
-        quartile(rng.choice(theirs, theirs.size)) / quartile(rng.choice(ours, ours.size)) for _ in range(samples)
-    ]
+    ratios = [quartile(rng.choice(theirs, theirs.size)) / quartile(rng.choice(ours, ours.size)) for _ in range(samples)]
     low, high = np.percentile(ratios, [2.5, 97.5])
     return best, quartile(theirs) / quartile(ours), float(low), float(high)
 

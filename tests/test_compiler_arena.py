@@ -1,4 +1,4 @@
-"""Whole programs depend on nothing but their inputs: not on what memory held before, nor on threads, nor on each other."""
+"""Whole programs depend on their inputs alone: not on what memory held, nor on threads, nor on each other."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_the_graph_assignment_needs_its_key() -> None:
     options = whet.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     (part,) = session(ADD, options).get_provider_graph_assignment_info()
-    assert part.ep_name == "ReferenceExecutionProvider"
+    assert part.ep_name == "CPUExecutionProvider"
     assert [(n.domain, n.op_type) for n in part.get_nodes()] == [("", "Add")]
 
 

@@ -37,7 +37,8 @@ IMAGE = """g (float[N, 8, H, 20] x, float[24, 8, 3, 3] w, float[24] scale, float
     z = ReduceSum(p, axes)
 }"""
 
-ROWS = """g (float[N, 12, 32] x, float[32] scale, float[32] bias) => (float[N, 12, 32] y, float[N] total, float[N, 12, 12] s) {
+ROWS = """g (float[N, 12, 32] x, float[32] scale, float[32] bias)
+    => (float[N, 12, 32] y, float[N] total, float[N, 12, 12] s) {
     n = LayerNormalization(x, scale, bias)
     t = Transpose<perm = [0, 2, 1]>(n)
     s = MatMul(n, t)
@@ -98,7 +99,9 @@ def main() -> int:
     options = parser.parse_args()
     started = time.monotonic()
     bad = differing_runs(options.runs, options.threads)
-    print(f"{options.runs} runs from {options.threads} threads in {time.monotonic() - started:.0f} s, {len(bad)} differ")
+    print(
+        f"{options.runs} runs from {options.threads} threads in {time.monotonic() - started:.0f} s, {len(bad)} differ"
+    )
     for line in bad[:20]:
         print(line)
     return int(bool(bad))

@@ -109,9 +109,7 @@ def make_case(seed: int) -> Case:
     return Case(seed, family, target, family.spec(draw, targets()[target]))
 
 
-def run_case(
-    host: Host, seed: int, entries: int, note: Callable[[int, int], None], only: int | None = None
-) -> Result:
+def run_case(host: Host, seed: int, entries: int, note: Callable[[int, int], None], only: int | None = None) -> Result:
     """Make calls of a seed's kernel until there were `entries` entries; or only the call of number `only`.
 
     `note` is told the number of each call and variant before it runs.

@@ -100,9 +100,8 @@ class Draw:
         result = [0] * rank
         step = 1
         for place, axis in enumerate(reversed(order)):
-            if place or unit is None:
-                if gaps and self.chance(0.5):
-                    step += self.integer(1, 5)
+            if (place or unit is None) and gaps and self.chance(0.5):
+                step += self.integer(1, 5)
             result[axis] = step
             step = step * max(extents[axis], 1)
             if axis != unit:

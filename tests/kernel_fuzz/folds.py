@@ -87,9 +87,7 @@ def reduce_call(draw: Draw, spec: Reduce, target: Target) -> Call:
     tile = draw.block(kept[-1])
     axes = tuple(range(spec.kept_rank, rank))
     words: dict[str, Operand | int] = {"x": x, "tile": tile, **numbers("kept", kept), **numbers("reduced", reduced)}
-    strides = x.strides(
-        *names("x_kept", spec.kept_rank, not rows), *names("x_reduced", spec.reduced_rank, rows)
-    )
+    strides = x.strides(*names("x_kept", spec.kept_rank, not rows), *names("x_reduced", spec.reduced_rank, rows))
     words |= strides
     if spec.stage == "parts":
         part = draw.one((1, 2, 7, 16, max(reduced[0], 1)))
@@ -114,9 +112,7 @@ def arg_spec(draw: Draw, target: Target) -> ArgReduce:
     )
 
 
-def _axis_strides(
-    draw: Draw, extents: tuple[int, ...], columns: bool
-) -> tuple[int, ...]:
+def _axis_strides(draw: Draw, extents: tuple[int, ...], columns: bool) -> tuple[int, ...]:
     """Strides of [kept..., axis]: the axis, or in layout "columns" the last kept one, has stride 1."""
     return draw.strides(extents, len(extents) - (2 if columns else 1))
 
@@ -228,8 +224,9 @@ def scan_call(draw: Draw, spec: Cumulative, target: Target) -> Call:
     tile = draw.block(kept[-1])
     words: dict[str, Operand | int] = {"x": x, "out": out, "length": length, "tile": tile, **numbers("kept", kept)}
     words |= x.strides(*names("x_kept", spec.kept_rank, columns), "x_axis")
-    return Call({**words, **out.strides(*names("out_kept", spec.kept_rank, columns), "out_axis")},
-                tile_count(kept, tile))
+    return Call(
+        {**words, **out.strides(*names("out_kept", spec.kept_rank, columns), "out_axis")}, tile_count(kept, tile)
+    )
 
 
 def topk_spec(draw: Draw, target: Target) -> TopK:

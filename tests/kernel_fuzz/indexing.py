@@ -144,9 +144,7 @@ def _combine(reduction: Reduction, dtype: DType, there: Array, update: Array) ->
 
 def scatter_elements_spec(draw: Draw, target: Target) -> ScatterElements:
     rank = draw.integer(1, 3)
-    return ScatterElements(
-        draw.one(ALL_TYPES), draw.one(INDICES), rank, draw.integer(0, rank - 1), _reduction(draw)
-    )
+    return ScatterElements(draw.one(ALL_TYPES), draw.one(INDICES), rank, draw.integer(0, rank - 1), _reduction(draw))
 
 
 def scatter_elements_call(draw: Draw, spec: ScatterElements, target: Target) -> Call:
@@ -271,7 +269,10 @@ def trilu_call(draw: Draw, spec: Trilu, target: Target) -> Call:
     if draw.chance(0.3):
         x = out = changed(spec.dtype, values, strides, expected)
     else:
-        x, out = given(spec.dtype, values, strides), made(spec.dtype, extents, draw.strides(extents, rank - 1), expected)
+        x, out = (
+            given(spec.dtype, values, strides),
+            made(spec.dtype, extents, draw.strides(extents, rank - 1), expected),
+        )
     words |= {"x": x, "out": out, **x.strides(*names("x_kept", spec.kept_rank), "")}
     return Call({**words, **out.strides(*names("out_kept", spec.kept_rank), "")}, tile_count(kept, tile))
 
@@ -376,8 +377,10 @@ def rotary_call(draw: Draw, spec: RotaryEmbedding, target: Target) -> Call:
             ids = given(INT64, positions, draw.strides((batch, rows)))
             words |= {"position_ids": ids, **ids.strides("ids_batch", "ids_row")}
             positions = positions % cache_rows
-    caches = [draw.values(spec.dtype, [1 if s == 0 else e for e, s in zip(shape, cache_strides, strict=True)])
-              for _ in range(2)]
+    caches = [
+        draw.values(spec.dtype, [1 if s == 0 else e for e, s in zip(shape, cache_strides, strict=True)])
+        for _ in range(2)
+    ]
     caches = [np.broadcast_to(c, shape) for c in caches]
     expected = None
     if not spoiled and values.size:

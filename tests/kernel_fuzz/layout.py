@@ -64,9 +64,11 @@ def fill(operand: Operand, memory: Array, start: int, poison: int, places: Array
     memory[:] = poison
     if operand.values is not None and operand.bytes:
         elements = memory[start : start + operand.bytes].view(operand.bits)
-        elements[places] = operand.values.view(operand.bits) if operand.values.ndim else operand.values.reshape(1).view(
-            operand.bits
-        ).reshape(())
+        elements[places] = (
+            operand.values.view(operand.bits)
+            if operand.values.ndim
+            else operand.values.reshape(1).view(operand.bits).reshape(())
+        )
 
 
 def taken(name: str, operand: Operand, memory: Array, start: int, poison: int, places: Array) -> Array:
@@ -77,8 +79,9 @@ def taken(name: str, operand: Operand, memory: Array, start: int, poison: int, p
         elements[places] = int.from_bytes(bytes([poison]) * operand.dtype.itemsize, "little")
     if memory.tobytes() != _pattern(poison, memory.size):
         where = np.flatnonzero(memory != poison) - start
-        raise Mismatch(f"{name}: {where.size} bytes beside the elements changed, at {where[:8].tolist()} (of "
-                       f"{operand.bytes})")
+        raise Mismatch(
+            f"{name}: {where.size} bytes beside the elements changed, at {where[:8].tolist()} (of {operand.bytes})"
+        )
     return found
 
 
@@ -124,5 +127,7 @@ def check_same(name: str, operand: Operand, first: Array, second: Array) -> None
         where = np.argwhere(first != second)
         at = tuple(where[0].tolist())
         kinds = [x[at].reshape(1).view(operand.dtype)[0] for x in (first, second)]
-        raise Mismatch(f"{name}{list(at)} is {kinds[0]} or {kinds[1]}: bits depend on placement, poison or pieces "
-                       f"({len(where)} of {first.size} differ)")
+        raise Mismatch(
+            f"{name}{list(at)} is {kinds[0]} or {kinds[1]}: bits depend on placement, poison or pieces "
+            f"({len(where)} of {first.size} differ)"
+        )

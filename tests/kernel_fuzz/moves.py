@@ -134,7 +134,7 @@ def nearest_call(draw: Draw, spec: Nearest, target: Target) -> Call:
     extents, times = draw.extents(rank, 500), spec.repeats or 1
     if spec.repeats is not None:
         extents = (*extents[:-1], extents[-1] // times * times if spec.row is None else spec.row)
-    looked_up = tuple(min(draw.extent(12, 1), 2400 // 12 ** (sum(spec.indexed[d:]))+ 2) for d in range(rank))
+    looked_up = tuple(min(draw.extent(12, 1), 2400 // 12 ** (sum(spec.indexed[d:])) + 2) for d in range(rank))
     sources = tuple(s if i else e for s, e, i in zip(looked_up, extents, spec.indexed, strict=True))
     sources = (*sources[:-1], sources[-1] if spec.indexed[-1] else sources[-1] // times)
     values = draw.values(dtype, sources)
@@ -166,5 +166,3 @@ def store_call(draw: Draw, spec: StoreNumbers, target: Target) -> Call:
     values = draw.values(spec.dtype, (spec.count,))
     out = made(spec.dtype, (spec.count,), None, values)
     return Call({"out": out, **numbers("v", values.tolist())}, 1)
-
-

@@ -218,7 +218,9 @@ def pool_spec(draw: Draw, target: Target) -> Pool:
     windows = []
     for _ in range(draw.integer(1, 3)):
         size = draw.integer(1, 4)
-        windows.append(Window(size, draw.integer(1, 3), draw.integer(1, 2), draw.integer(0, size), draw.integer(0, size)))
+        windows.append(
+            Window(size, draw.integer(1, 3), draw.integer(1, 2), draw.integer(0, size), draw.integer(0, size))
+        )
     indices = kind == "max" and draw.chance(0.4)
     tape = epilogue_tape(draw, working(dtype), dtype) if dtype.is_float and draw.chance(0.2) else None
     return Pool(
@@ -296,7 +298,9 @@ def sum_call(draw: Draw, spec: WeightedSum, target: Target) -> Call:
     y = np.asarray(picked.sum(axis=-2), np.float64)
     y = np.where(outside, spec.fill if spec.fill is not None else 0.0, y)
     rtol = 8 * tolerance(spec.middle, spec.result)
-    atol = 1e-3 * (1 if spec.result is not FLOAT64 else 1e-6) + rtol * (1 + float(np.abs(picked).sum(axis=-2).max(initial=0)))
+    atol = 1e-3 * (1 if spec.result is not FLOAT64 else 1e-6) + rtol * (
+        1 + float(np.abs(picked).sum(axis=-2).max(initial=0))
+    )
     expected: Array | None = y
     if spec.result.is_integer:
         expected, rtol, atol = None, 0.0, 0.0  # a rounding away from a half decides
@@ -355,5 +359,3 @@ def table_call(draw: Draw, spec: ResizeTable, target: Target) -> Call:
         words["index"] = made(INT32, (taps, size))
         words["weight"] = made(spec.weights, (taps, size))
     return Call(words, -(-size // tile))
-
-

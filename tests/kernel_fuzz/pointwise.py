@@ -32,9 +32,7 @@ _NUMBERED: dict[str, tuple[float, ...]] = {
     "is_inf": (1, 1), "leaky_relu": (0.1,), "elu": (1.5,), "selu": (1.6732632, 1.0507010), "celu": (1.5,),
     "thresholded_relu": (0.3,), "hard_sigmoid": (0.2, 0.5), "shrink": (0.1, 0.5), "clip": (0, 1), "pow": (2.0,),
 }  # fmt: skip
-_TO_BOOL = frozenset(
-    ("is_nan", "is_inf", "equal", "not_equal", "less", "less_or_equal", "greater", "greater_or_equal")
-)
+_TO_BOOL = frozenset(("is_nan", "is_inf", "equal", "not_equal", "less", "less_or_equal", "greater", "greater_or_equal"))
 _DIVISIONS = ("div", "mod", "fmod")
 _EXACT: dict[str, Any] = {
     "identity": lambda a: a, "neg": np.negative, "abs": np.abs, "add": np.add, "sub": np.subtract, "mul": np.multiply,
@@ -80,8 +78,11 @@ def _add_step(draw: Draw, kinds: list[DType], inputs: int, add: Any) -> None:
     args = [draw.integer(0, len(kinds) - 1)]
     for _ in range(count - 1):
         same = [i for i, k in enumerate(kinds) if k is kinds[args[0]]]
-        args.append(draw.one(same) if op not in ("where", "quantize", "dequantize", "round_saturate") or draw.chance(0.3)
-                    else draw.integer(0, len(kinds) - 1))
+        args.append(
+            draw.one(same)
+            if op not in ("where", "quantize", "dequantize", "round_saturate") or draw.chance(0.3)
+            else draw.integer(0, len(kinds) - 1)
+        )
     types = tuple(kinds[a] for a in args)
     fixed = _NUMBERED.get(op, ()) if count == 1 else ()
     if supports(op, types) is not None:
@@ -138,12 +139,11 @@ def pointwise_call(draw: Draw, spec: Pointwise, target: Target) -> Call:
         limit = tolerance(dtype)
         first = words.get("in0")
         wanted = np.broadcast_to(expected[value], extents) if expected is not None else None
-        alone = len(spec.tape.outputs) == 1
-        if alone and isinstance(first, Operand) and spec.tape.inputs[0] is dtype and spec.inputs[0] == fixed:
-            if 0 not in first.window.strides and draw.chance(0.4):
-                shared = changed(dtype, values[0], first.window.strides, wanted, limit, limit)
-                words |= {"in0": shared, **_words(f"out{i}", shared, fixed)}
-                continue
+        alike = len(spec.tape.outputs) == 1 and spec.inputs[:1] == (fixed,) and spec.tape.inputs[0] is dtype
+        if alike and isinstance(first, Operand) and 0 not in first.window.strides and draw.chance(0.4):
+            shared = changed(dtype, values[0], first.window.strides, wanted, limit, limit)
+            words |= {"in0": shared, **_words(f"out{i}", shared, fixed)}
+            continue
         words |= _words(f"out{i}", made(dtype, extents, strides, wanted, limit, limit), fixed)
     block = draw.block(extents[-1])
     return Call({**words, "block": block}, spec.tiles(extents, block))

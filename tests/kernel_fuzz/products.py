@@ -193,9 +193,7 @@ def pack_call(draw: Draw, spec: PackB, target: Target) -> Call:
 def _window(draw: Draw, rank: int) -> Window:
     kernel = tuple(draw.one((1, 2, 3, 3, 5)) if rank < 3 else draw.integer(1, 3) for _ in range(rank))
     pads = tuple(draw.integer(0, k) if draw.chance(0.5) else 0 for k in (*kernel, *kernel))
-    return Window(
-        kernel, tuple(draw.integer(1, 3) for _ in kernel), tuple(draw.one((1, 1, 2)) for _ in kernel), pads
-    )
+    return Window(kernel, tuple(draw.integer(1, 3) for _ in kernel), tuple(draw.one((1, 1, 2)) for _ in kernel), pads)
 
 
 def _image(draw: Draw, window: Window, budget: int) -> tuple[int, ...]:
@@ -376,9 +374,7 @@ def depthwise_call(draw: Draw, spec: Depthwise, target: Target) -> Call:
 
 
 def _by_channel(x: Array, weights: Array, window: Window, extents: tuple[int, ...]) -> Array:
-    padded = np.pad(
-        x.astype(np.float64), [(0, 0), *((window.pads[i], window.pads[i + 2]) for i in range(2)), (0, 0)]
-    )
+    padded = np.pad(x.astype(np.float64), [(0, 0), *((window.pads[i], window.pads[i + 2]) for i in range(2)), (0, 0)])
     result = np.zeros((x.shape[0], *extents, x.shape[-1]))
     for tap in itertools.product(*map(range, window.kernel)):
         places = [

@@ -1,4 +1,4 @@
-"""Winograd convolutions, the second half of transposed ones, pooling along rows, and kernels that measure the machine."""
+"""Winograd convolutions, the second half of transposed ones, pooling along rows, kernels that measure the machine."""
 
 from __future__ import annotations
 
@@ -109,9 +109,7 @@ def tap_call(draw: Draw, spec: TapSum, target: Target) -> Call:
     y = np.zeros((images, *out, spec.groups, spec.channels))
     for number, tap in enumerate(itertools.product(*map(range, spec.kernel))):
         for place in itertools.product(*map(range, image)):
-            o = tuple(
-                place[i] * spec.strides[i] + tap[i] * spec.dilations[i] - before[i] for i in range(rank)
-            )
+            o = tuple(place[i] * spec.strides[i] + tap[i] * spec.dilations[i] - before[i] for i in range(rank))
             if all(0 <= o[i] < out[i] for i in range(rank)):
                 y[(slice(None), *o)] += shares[(slice(None), *place, slice(None), number)]
     y = y.reshape(images, *out, channels)

@@ -25,6 +25,10 @@ GUESS_FLOPS_PER_NS = 30.0
 GUESS_BYTES_PER_NS = 12.0
 
 
+RESHAPES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+"""Operators that keep the order of elements."""
+
+
 @dataclass(frozen=True, slots=True)
 class LowerEnv:
     """What lowering may know of its surroundings."""
@@ -88,6 +92,18 @@ class Lowering:
             self.outputs.append(buffer)
             if value.producer is not None and value not in self._output_of:
                 self._output_of[value] = buffer
+                self._claim_sources(value, buffer)
+
+    def _claim_sources(self, value: Value, buffer: Buffer) -> None:
+        """Let what an output is a reshaped view of be written where the output lies."""
+        while value.producer is not None and value.producer.op in RESHAPES:
+            source = value.producer.inputs[0]
+            if source is None or source.producer is None or source.only_use is not value.producer:
+                return
+            if product(shape_of(source)) != product(shape_of(value)):
+                return
+            self._output_of.setdefault(source, buffer)
+            value = source
 
     # Values
 

@@ -142,15 +142,24 @@ class _Squares:
                 return
             # Where little of a square is left, moving single elements is less work.
             with k.when(minimum(row_count, column_count) >= n // 4):
-                self._masked(rows, columns, row_count, column_count)
+                self._masked(source, destination, row, column, row_count, column_count)
             with k.otherwise():
                 self._element_by_element(rows[0], columns[0], row_count, column_count)
 
-    def _masked(self, rows: list[Pointer], columns: list[Pointer], row_count: Value, column_count: Value) -> None:
+    def _masked(
+        self, source: Pointer, destination: Pointer, row: Value, column: Value, row_count: Value, column_count: Value
+    ) -> None:
+        # Rows that are not there are others again: an access whose mask is empty takes a long time where it reaches
+        # memory that does not exist.
+        def clamped(first: Value, count: Value) -> list[Value]:
+            return [first + minimum(count - 1, i) for i in range(self.lanes)]
+
         of_row, of_column = prefix_mask(column_count, self.lanes), prefix_mask(row_count, self.lanes)
-        vectors = [p.load_masked(of_row & (row_count > i)) for i, p in enumerate(rows)]
-        for i, vector in enumerate(transpose_block(vectors)):
-            columns[i].store_masked(of_column & (column_count > i), vector)
+        rows = [source + (r * self._source_stride + column) for r in clamped(row, row_count)]
+        vectors = transpose_block([p.load_masked(of_row) for p in rows])
+        columns = [destination + (c * self._destination_stride + row) for c in clamped(column, column_count)]
+        for i in range(self.lanes):
+            columns[i].store_masked(of_column & (column_count > i), vectors[i])
 
     def _element_by_element(self, source: Pointer, destination: Pointer, row_count: Value, column_count: Value) -> None:
         k, n = self.k, self.lanes

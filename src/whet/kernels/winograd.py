@@ -515,7 +515,7 @@ def choose_winograd_tile(
 
 _MANY = 3136
 """Tiles where their number is not known."""
-_POINT_WEIGHT_BYTES = 2 << 20
+_POINT_WEIGHT_BYTES = 1 << 20
 """Weights at the points that are larger cost more to fetch, and memory, than to make again from taps."""
 _TAP_BLOCK = 32
 _TAP_SCRATCH_BYTES = 6 << 20

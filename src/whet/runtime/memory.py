@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import sys
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 
 from whet.config import MIB
 from whet.errors import Fail
+from whet.runtime.addresses import data_address
 
 ALIGNMENT = 64
 _HUGE_PAGE = 2 * MIB
+_SMALL = 32768
+"""Bytes of an array for which the time to align it is not gained back."""
 
 Words = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -24,6 +28,15 @@ def aligned_words(count: int) -> Words:
     memory = np.zeros(count + spare, np.int64)
     skip = -memory.ctypes.data % ALIGNMENT // 8
     return memory[skip : skip + count]
+
+
+def result_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """An array with any content; one that is not small starts at a cache line, as stores of whole vectors like it."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < _SMALL:
+        return np.empty(shape, dtype)
+    room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, room, -data_address(room) % ALIGNMENT)
 
 
 class Area:

@@ -49,7 +49,7 @@ def finish_outputs(ctx: Lowering) -> None:
     ctx.node = None
     for buffer, value in zip(ctx.outputs, ctx.graph.outputs, strict=True):
         view = ctx.view(value)
-        if view.buffer is buffer:
+        if view.buffer is buffer and view.is_dense() and view.offset == 0:
             continue
         shape = shape_of(value)
         ctx.node = value.producer

@@ -28,6 +28,7 @@ from whet.runtime import program as p
 from whet.runtime.addresses import data_address
 from whet.runtime.context import RunContext
 from whet.runtime.cores import core_budget
+from whet.runtime.memory import result_array
 from whet.runtime.team import team
 from whet.runtime.values import RuntimeValue, Tensor
 
@@ -212,7 +213,7 @@ class CpuExecutable:
         if context.symbols != symbols:
             self._prepare(context, specialization, symbols, arrays)
         try:
-            outputs = [np.empty(shape, dtype) for shape, dtype in context.outputs]
+            outputs = [result_array(shape, dtype) for shape, dtype in context.outputs]
             native = context.native
             addresses = [data_address(a) for a in arrays]
             results = [data_address(a) for a in outputs]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from whet.codegen.target import host_target
 from whet.compiler.claim import refusal, unbounded
 from whet.compiler.decompose import decompose
+from whet.compiler.passes import CPU_PASSES
 from whet.errors import InvalidArgument, NotImplemented, did_you_mean
 from whet.graph import Graph, Node
 from whet.passes.base import Pass
@@ -67,7 +68,7 @@ class CPUExecutionProvider:
         return found
 
     def passes(self, level: Level) -> tuple[Pass, ...]:
-        return ()
+        return CPU_PASSES if level == "all" else ()
 
     def compile(self, subgraph: Subgraph, env: CompileEnv) -> Executable:
         decompose(subgraph.model, env.limits)

@@ -1,0 +1,159 @@
+"""Every tactic of convolutions, forced in turn, beside ONNX Runtime; refusals by name; the choice that costs suggest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import whet
+from tests.compiled_nodes import single_node
+from whet.codegen.target import AVX512
+from whet.compiler.lowering import LowerEnv
+from whet.compiler.tactics.choice import choose
+from whet.compiler.tactics.conv import CONV_TACTICS, Geometry
+from whet.dtypes import FLOAT32, INT32
+from whet.errors import InvalidArgument
+from whet.kernels.conv import Window
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LAST = (0, 2, 3, 1)
+NAMES = [tactic.name for tactic in CONV_TACTICS]
+STEP_NAMES = {"pointwise": "gemm", "direct": "conv", "im2col": "conv-im2col"}
+"""What steps of a tactic are called where it is not the tactic's own name."""
+
+
+def session(model: bytes, tactic: str | None = None, threads: int = 2) -> whet.InferenceSession:
+    options = whet.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    if tactic is not None:
+        options.add_session_config_entry("cpu.tactic.conv", tactic)
+    return whet.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def random_conv(rng: np.random.Generator, tactic: str, number: int) -> tuple[bytes, dict[str, Array]]:
+    """A convolution that the tactic can do, in some layout, with some work behind it."""
+    images, channels, outputs = (int(rng.integers(1, high)) for high in (4, 40, 40))
+    kernel = (1, 1) if tactic == "pointwise" else (3, 3)
+    image = tuple(int(n) for n in rng.integers(1, 15, 2))
+    attributes: dict[str, Any] = {}
+    if tactic != "pointwise":
+        pads = [int(p) for p in rng.integers(0, 3, 4)]
+        # The window must fit in the padded image.
+        pads[2:] = [max(p, 3 - n - b) for p, n, b in zip(pads[2:], image, pads[:2], strict=True)]
+        attributes["pads"] = pads if number % 4 else [1, 1, 1, 1]
+    group = 1
+    if tactic == "depthwise":
+        channels = outputs = group = channels
+        attributes |= {"group": group, "strides": [1 + number % 2, 1]}
+    elif tactic in ("direct", "im2col"):
+        attributes |= {"strides": [1, 1 + number % 2]}
+    x = rng.standard_normal((images, channels, *image)).astype(np.float32)
+    w = rng.standard_normal((outputs, channels // group, *kernel)).astype(np.float32)
+    b = rng.standard_normal(outputs).astype(np.float32)
+    behind: list[tuple[str, list[str]]] = [("Relu", ["y"]), ("Sigmoid", ["y"])][number % 3 : number % 3 + 1]
+    inputs: dict[str, Array | None] = {"x": x, "w": w, "b": b}
+    return single_node(
+        "Conv", inputs, constant=("w", "b"), order=LAST if number % 2 else None, symbolic=number % 5 == 4,
+        behind=behind, **attributes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tactic", NAMES)
+def test_forced(tactic: str) -> None:
+    rng = np.random.default_rng(NAMES.index(tactic))
+    for number in range(12):
+        model, feeds = random_conv(rng, tactic, number)
+        found = session(model, tactic, 1 + number % 2)
+        assert set(found.placement.by_provider) == {"CPUExecutionProvider"}
+        assert STEP_NAMES.get(tactic, tactic) in _tactics(found)
+        (got,) = found.run(None, feeds)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        (expected,) = onnxruntime.InferenceSession(model, options).run(None, feeds)
+        assert got.shape == expected.shape
+        scale = max(1.0, float(np.abs(expected).max())) if expected.size else 1.0
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * scale, err_msg=str(number))
+
+
+def _tactics(session: whet.InferenceSession) -> set[str]:
+    """The tactics of all steps that the session made before its first run."""
+    (partition,) = session._main.compiled.executor._steps
+    return {step.tactic for step in partition.executable._only.blueprint.steps}
+
+
+def test_residual_behind_large_layers() -> None:
+    """Weights that are taken to the points while the layer runs, in parts of the depth, with a second operand."""
+    rng = np.random.default_rng(5)
+    for channels, outputs, size in ((200, 130, 9), (96, 160, 13)):
+        x, w = rng.standard_normal((1, channels, size, size)), rng.standard_normal((outputs, channels, 3, 3))
+        r = rng.standard_normal((1, outputs, size, size))
+        model, feeds = single_node(
+            "Conv", {"x": x.astype(np.float32), "w": w.astype(np.float32)}, constant=("w",), pads=[1, 1, 1, 1],
+            behind=[("Add", ["y", "y"]), ("Relu", ["y"])],
+        )  # fmt: skip
+        del r
+        (expected,) = onnxruntime.InferenceSession(model).run(None, feeds)
+        for tactic in ("winograd4", "winograd2"):
+            (got,) = session(model, tactic).run(None, feeds)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6 * float(np.abs(expected).max()))
+
+
+def test_refused_tactics_say_why() -> None:
+    x = np.ones((1, 8, 9, 9), np.float32)
+    w = np.ones((8, 8, 3, 3), np.float32)
+    for tactic, attributes, reason in (
+        ("winograd4", {"strides": [2, 2]}, "strides or dilations"),
+        ("winograd2", {"dilations": [2, 2]}, "strides or dilations"),
+        ("pointwise", {}, "not 1x1"),
+        ("depthwise", {}, "more than one channel"),
+    ):
+        model, _ = single_node("Conv", {"x": x, "w": w}, constant=("w",), **attributes)
+        with pytest.raises(InvalidArgument, match=reason):
+            session(model, tactic)
+    model, _ = single_node("Conv", {"x": x, "w": w})
+    with pytest.raises(InvalidArgument, match="not constant"):
+        session(model, "winograd4")
+    with pytest.raises(InvalidArgument, match="winograd4"):
+        session(model, "fastest")
+
+
+def geometry(channels: int, outputs: int, size: int, **changes: Any) -> Geometry:
+    window = Window((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    made = Geometry(window, 1, channels, outputs, 1, (size, size), (size, size), FLOAT32, True)
+    return replace(made, **changes)
+
+
+def chosen(g: Geometry) -> str:
+    return choose("conv", CONV_TACTICS, g, LowerEnv(AVX512))
+
+
+def test_choice() -> None:
+    assert chosen(geometry(64, 64, 56)) == "winograd4"
+    assert chosen(geometry(320, 320, 64)) == "winograd4"
+    # One tile of 4 x 4 has hardly more work to share the transformed weights than they cost.
+    assert chosen(geometry(512, 512, 7)) == "winograd2"
+    assert chosen(geometry(3, 32, 224)) == "im2col"
+    assert chosen(geometry(256, 256, 1)) == "direct"
+    assert chosen(geometry(64, 64, 56, element=INT32)) == "direct"
+    assert chosen(geometry(64, 64, 56, constant=False)) == "direct"
+    assert chosen(geometry(32, 32, 56, groups=2)) == "direct"
+    assert chosen(geometry(1, 1, 56, groups=64)) == "depthwise"
+    pointwise = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    assert chosen(geometry(64, 64, 56, window=pointwise)) == "pointwise"
+    assert chosen(geometry(3, 64, 56, window=pointwise)) == "pointwise"
+    strided = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
+    assert chosen(geometry(64, 64, 56, window=strided)) == "direct"
+    assert chosen(geometry(3, 64, 112, window=strided)) == "im2col"
+
+
+def test_profile_names_the_tactic() -> None:
+    x, w = np.ones((1, 16, 12, 12), np.float32), np.ones((16, 16, 3, 3), np.float32)
+    model, _ = single_node("Conv", {"x": x, "w": w}, constant=("w",))
+    assert "winograd2" in _tactics(session(model, "winograd2"))
+    assert _tactics(session(model)) & {"winograd4", "winograd2", "conv", "conv-im2col"}
