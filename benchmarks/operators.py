@@ -51,28 +51,28 @@ def _session(engine: str, model: bytes, threads: int) -> tuple[Callable[[dict[st
 
 def worker(pipe: Connection, engine: str, threads: int) -> None:
     """Answers ("load", model, feed) and ("time", None) until it gets None."""
-    run: Callable[[], Any] = lambda: None
+    session: Callable[[dict[str, Any]], Any] | None = None
+    feed: dict[str, Any] = {}
     count = 1
     while (message := pipe.recv()) is not None:
         try:
             if message[0] == "load":
-                call, compiled = _session(engine, message[1], threads)
+                session, compiled = _session(engine, message[1], threads)
                 feed = message[2]
-                run = lambda call=call, feed=feed: call(feed)
-                results = run()
+                results = session(feed)
                 started = time.perf_counter()
-                run()
+                session(feed)
                 count = max(3, min(2000, int(ROUND_SECONDS / max(time.perf_counter() - started, 1e-7))))
                 pipe.send((compiled, [np.asarray(r) for r in results]))
-            else:
+            elif session is not None:
                 # The other engine's workers spin for a while after their last run, on the cores that this one needs.
                 time.sleep(PAUSE_SECONDS)
-                run()
-                run()
+                session(feed)
+                session(feed)
                 times = []
                 for _ in range(count):
                     started = time.perf_counter()
-                    run()
+                    session(feed)
                     times.append(time.perf_counter() - started)
                 pipe.send(float(np.percentile(times, 25)))
         except Exception as error:  # the other engine goes on; the row says what happened

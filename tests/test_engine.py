@@ -13,8 +13,8 @@ from onnx import numpy_helper, parser
 
 import whet
 import whet.engine.fields
-import whet.engine.load
 from tests.session_models import HEAD, model
+from whet.codegen.target import host_target
 from whet.errors import Fail, InvalidArgument, NoSuchFile, NotImplemented
 
 GRAPH = """g (float[n, 32] x, float[n, 32] z) => (float[n, 16] y, float[n] s) {
@@ -122,7 +122,7 @@ def test_damage_anywhere_is_found(engine: Path) -> None:
 
 @pytest.mark.parametrize("name", ["version", "cpu", "features", "caches", "kernels", "runtime"])
 def test_another_machine_or_version_is_named(engine: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = whet.engine.fields.machine_fields(whet.engine.load.host_target())
+    fields = whet.engine.fields.machine_fields(host_target())
     other = tuple((n, "another" if n == name else text) for n, text in fields)
     monkeypatch.setattr("whet.engine.load.machine_fields", lambda target: other)
     with pytest.raises(Fail, match="made for something else") as refusal:

@@ -16,14 +16,9 @@ from whet.codegen.target import AVX2, AVX512, NEON, Target, host_target
 from whet.dtypes import FLOAT32, FLOAT64, DType
 from whet.kernels.expression import Step, Tape
 from whet.kernels.tile import Epilogue
-from whet.kernels.winograd import (
-    POINTS,
-    Winograd,
-    choose_winograd_tile,
-    pack_point_weights,
-    pack_tap_weights,
-    weight_matrix,
-)
+from whet.kernels.winograd import Winograd, pack_point_weights, pack_tap_weights
+from whet.kernels.winograd_points import POINTS, weight_matrix
+from whet.kernels.winograd_tile import choose_winograd_tile
 
 Array = np.ndarray[Any, Any]
 F = FLOAT32
@@ -92,6 +87,7 @@ def prepare(target: Target, case: Case, m: int, rng: np.random.Generator, number
     win = window((3, 3), pads=case.pads)
     extents = win.extents(case.image)
     whole = random(rng, case.images, *case.image, case.channels + 2, dtype=case.dtype)
+    whole[..., case.channels :] = np.nan
     x = whole[..., : case.channels]
     weights = random(rng, case.outputs, case.channels, 3, 3, dtype=case.dtype)
     output = unused(case.images, *extents, case.outputs + 1, dtype=case.dtype)

@@ -36,9 +36,8 @@ def _feed(batch: int, length: int) -> dict[str, Any]:
     return {"x": x, "y": rng.standard_normal((1, length, 1)).astype(np.float32)}
 
 
-def _session(source: bytes, threads: int = 0, **keys: str) -> whet.InferenceSession:
+def _session(source: bytes, **keys: str) -> whet.InferenceSession:
     options = whet.SessionOptions()
-    options.intra_op_num_threads = threads
     for key, value in keys.items():
         options.add_session_config_entry(key.replace("_", "."), value)
     return whet.InferenceSession(source, options)
@@ -125,9 +124,9 @@ def test_a_weight_is_packed_once_for_all_sessions() -> None:
 
 def test_structural_values_share_their_weights() -> None:
     proto = parser.parse_model(
-        f"{HEAD} g (float[n] x, int64[2] s) => (float[p, 64] y) {{ r = Reshape(x, s) y = MatMul(r, w) }}"
+        f"{HEAD} g (float[n] x, int64[2] s) => (float[p, 64] y) {{ r = Reshape(x, s) y = Mul(r, w) }}"
     )
-    proto.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), "w"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((1, 64), np.float32), "w"))
     session = _session(proto.SerializeToString())
     x = np.ones(64 * 512, np.float32)
     held = []
@@ -135,7 +134,7 @@ def test_structural_values_share_their_weights() -> None:
         session.run(None, {"x": x[: rows * 64], "s": np.array([rows, 64])})
         held.append(session.memory)
     assert [h.specializations for h in held] == [1, 2]
-    assert held[1].weights - held[0].weights < 64 * 64 * 4
+    assert held[1].weights == held[0].weights >= 64 * 4
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from whet.dtypes import BOOL, INT32, INT64
 from whet.errors import Fail, NotImplemented, ResourceExhausted
 from whet.graph.dims import Expr, Known, symbol
 from whet.kernels.base import KernelCode, KernelSpec, build
+from whet.ops.common import never_negative
 from whet.runtime import program as p
 from whet.runtime.program import Program
 
@@ -43,7 +44,7 @@ class Blueprint:
     arena_rows: tuple[tuple[int, Buffer, int], ...]
     """(row of `addresses`, buffer, offset inside it) for everything that lies in the arena."""
     check_rows: tuple[Buffer, ...]
-    """The buffer of each row of `checks`."""
+    """The buffer of each of the first rows of `checks`; those behind look for extents below 0."""
     rows: int
     """How many rows the lowering made: what lives are counted in."""
     output_bounds: tuple[int | None, ...]
@@ -61,6 +62,17 @@ class Blueprint:
     def is_static(self) -> bool:
         """Whether nothing of this program is decided at run."""
         return not self.program.symbols
+
+    def wraps(self, symbols: Sequence[tuple[int, int]]) -> bool:
+        """Whether row 0 may leave the 64 bits of a slot for symbols between these (least, most)."""
+        program = self.program
+        ranges = [*symbols, *((n, n) for n in program.slots[len(symbols) :].tolist())]
+        begin, end = (int(n) for n in program.rows[0, 1:3])
+        for operation, target, a, b in program.code[begin:end].tolist():
+            least, most = ranges[target] = _range_of(operation, ranges[a], ranges[b])
+            if operation in (p.ADD, p.SUBTRACT, p.MULTIPLY) and not -(1 << 63) <= least <= most < 1 << 63:
+                return True
+        return False
 
     def lay_out(self, slots: Sequence[int]) -> Program:
         """The program with its arena planned for the sizes that stand in `slots`, a run's slots after evaluation.
@@ -134,9 +146,7 @@ Describe = Callable[[KernelSpec, Target], KernelCode]
 """What is known of a kernel once it has been generated."""
 
 
-def assemble(
-    lowering: Lowering, symbols: Sequence[str], target: Target, describe: Describe = build
-) -> Blueprint:
+def assemble(lowering: Lowering, symbols: Sequence[str], target: Target, describe: Describe = build) -> Blueprint:
     """The blueprint of a lowered graph; `symbols` are the extents that a run gives, in order."""
     a = _Assembler(lowering, symbols)
     for name in lowering.bounds:
@@ -191,6 +201,8 @@ def assemble(
     )  # fmt: skip
     checked = [b for b in lives.root if isinstance(sizes[b], Expr)]
     checks = [(size_slots[b], 0, LARGEST) for b in checked]
+    # Two extents below 0 make a size above 0.
+    checks += [(a.slots.slot(extent), 0, LARGEST) for extent in _doubtful(lowering, symbols)]
     evaluate = [p.EVALUATE, 0, len(a.slots.code), 0, len(a.moves), 0, len(a.addresses), 0, len(checks)]
     again = _Again(a)
     emitted = iter(rows)
@@ -244,6 +256,33 @@ def _bound(size: Known, lowering: Lowering, label: str) -> Known:
     if most is None:
         raise NotImplemented("nothing tells how large a tensor may become", value=label, found=str(size))
     return most
+
+
+def _range_of(operation: int, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    """What an operation of the slot code gives for operands in these ranges."""
+    if operation == p.ADD:
+        return a[0] + b[0], a[1] + b[1]
+    if operation == p.SUBTRACT:
+        return a[0] - b[1], a[1] - b[0]
+    if operation == p.MINIMUM:
+        return min(a[0], b[0]), min(a[1], b[1])
+    if operation == p.MAXIMUM:
+        return max(a[0], b[0]), max(a[1], b[1])
+    if operation == p.MULTIPLY:
+        corners = [x * y for x in a for y in b]
+    elif operation == p.FLOOR_DIVIDE:
+        corners = [x // y for x in a for y in b] if b[0] > 0 else [*a, *(-x for x in a), 0]
+    else:
+        corners = [*a]
+    return min(corners), max(corners)
+
+
+def _doubtful(lowering: Lowering, symbols: Sequence[str]) -> list[Expr]:
+    """The extents of the main graph's values that some run may leave below 0."""
+    given = set(symbols)
+    shapes = (value.shape or () for node in lowering.graph for value in node.outputs)
+    found = dict.fromkeys(d for shape in shapes for d in shape if isinstance(d, Expr))
+    return [d for d in found if d.names() <= given and not never_negative(d)]
 
 
 class _Again:

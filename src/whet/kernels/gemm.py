@@ -288,9 +288,11 @@ def choose_tile(target: Target, m: int | None, n: int, k: int, dtype: DType = FL
     mr, nv = min(_shapes(target, dtype, rows), key=lambda shape: cost(*shape))
     most = max(1, min(_MOST_ROW_TILES, target.l2_bytes // 2 // (mr * max(k, 1) * dtype.bits // 8)))
     m_block = even_block(rows, mr, most)
-    width = nv * lanes
-    panels = max(1, min(-(-n // width), round(_TILE_PRODUCTS / (m_block * max(k, 1) * width))))
-    return mr, nv, m_block, panels
+    all_panels = -(-n // (nv * lanes))
+    panel = -(-m_block // mr) * _cycles(target, mr, nv, k)
+    wanted = min(_TILE_CYCLES, max(_LEAST_TILE_CYCLES, cost(mr, nv) / _TILES))
+    parts = -(-all_panels // max(1, round(wanted / panel)))
+    return mr, nv, m_block, max(1, -(-all_panels // max(1, parts)))
 
 
 def even_block(rows: int, mr: int, most: int) -> int:
@@ -301,8 +303,12 @@ def even_block(rows: int, mr: int, most: int) -> int:
 
 _MOST_ROW_TILES = 8
 """Row tiles in a block: enough that a panel's way from L3 is hidden."""
-_TILE_PRODUCTS = 2_000_000
-"""Multiplications in a tile, about: some tens of microseconds, so that handing it out costs nothing."""
+_TILE_CYCLES = 60_000
+"""Of a tile at most, about: some tens of microseconds, so that handing it out costs nothing."""
+_LEAST_TILE_CYCLES = 4_000
+"""Of a tile of a small product, which is handed out in a tenth of the time."""
+_TILES = 16
+"""Enough for a few threads to finish at about the same time."""
 _LINE_CYCLES = 2.6
 """Cycles to get 64 bytes of a panel from L2, measured on Zen 5."""
 _MOST_ROWS = 12

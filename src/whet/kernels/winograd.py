@@ -4,35 +4,27 @@ A tile of m x m output pixels depends on n x n input pixels, n = m + 2. Both are
 product, where convolution is a product of numbers: for each point one matrix product of [tiles, channels] and
 [channels, outputs]. A block of tiles is transformed into scratch memory that stays in L2, multiplied there, and taken
 back panel by panel, with the epilogue, so that no transformed tensor ever reaches memory.
-
-The points are 0, plus and minus `POINTS`, and infinity: for m = 4 those that Barabasz et al., "Error Analysis and
-Improving the Accuracy of Winograd Convolution for Deep Neural Networks" (2020), lead to; the customary 1 and 2 lose
-twice as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod, sqrt
-from typing import Any
 
-import numpy as np
-
-from whet.codegen.lang import Function, Operand, Pointer, Value, fma, minimum, prefix_mask, reinterpret, select
+from whet.codegen.lang import Function, Operand, Pointer, Value, minimum, prefix_mask, reinterpret, select
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, INT64, UINT64, DType
 from whet.kernels.base import Frame
-from whet.kernels.gemm import aligned_empty, even_block
 from whet.kernels.tile import Epilogue, Finish, RegularRows, Sums, Tile, blocks_of, finish, left_over, times
 from whet.kernels.tile import Target as Destination
-
-Array = np.ndarray[Any, Any]
-
-POINTS: dict[int, tuple[float, ...]] = {2: (1.0,), 4: (sqrt(2), sqrt(0.5))}
-"""By m: the points' magnitudes beside 0 and infinity."""
-
-TAPS = 3
+from whet.kernels.winograd_points import (
+    TAPS,
+    from_points,
+    pack_point_weights,
+    pack_tap_weights,
+    taps_to_points,
+    to_points,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +85,7 @@ class Winograd:
         strides = [frame.number("c_n")]
         for i, kind in enumerate(self.epilogue.operands if self.epilogue else ()):
             strides.append(frame.number(f"e{i}_n") if kind == "full" else 0)
-        rows = _rounded(self.block, self.mr)
+        rows = -(-self.block // self.mr) * self.mr
         inputs = _Planes(frame, self, rows, weights.depth, weights.count)
         products = _Planes(frame, self, rows, width)
         result = _Result(k, self, lanes, source, everywhere, tuple(strides), products)
@@ -133,15 +125,17 @@ class Winograd:
         memory, b_plane = b
         depth = self.depth or self.channels
         line = 512 // self.dtype.bits
-        lines = -(-depth * TAPS * TAPS * panel_tile.width // (line * self.points))
+        row_tiles = -(-self.block // self.mr)
+        lines = -(-depth * TAPS * TAPS * panel_tile.width // (line * self.points * row_tiles))
         with k.loop(self.points) as point:
-            if ahead is not None:
-                with k.loop(lines) as number:
-                    (ahead + (point * lines + number) * line).prefetch(locality=2)
             here, weights = a + point * inputs.plane, memory + point * b_plane
             to = products.memory + point * products.plane
             # Rows up to a whole tile of sums are multiplied too: nobody reads them.
             with k.loop(count, step=self.mr, nonempty=True) as row:
+                if ahead is not None:
+                    start = ahead + (point * row_tiles + row / self.mr) * (lines * line)
+                    with k.loop(lines) as number:
+                        (start + number * line).prefetch()
                 sums = Sums(k, panel_tile)
                 sums.add_products(RegularRows(here + row * inputs.row, inputs.row, self.mr), weights, depth)
                 place = to + row * products.row
@@ -373,186 +367,4 @@ class _Line:
         return [[pixel] for pixel in self.pixels]
 
 
-def to_points(values: Sequence[Value], m: int) -> list[Value]:
-    """n numbers along one axis of the input, at the points 0, p, -p for each magnitude, infinity."""
-    squares = [p * p for p in POINTS[m]]
-    every = _polynomial(squares)
-    found = [_combine(every, values[0::2])]
-    for index, p in enumerate(POINTS[m]):
-        others = _polynomial(squares[:index] + squares[index + 1 :])
-        even, odd = _combine(others, values[2::2]), _combine(others, values[1::2])
-        found += [_add_scaled(even, p, odd), _add_scaled(even, -p, odd)]
-    return [*found, _combine(every, values[1::2])]
-
-
-def from_points(values: Sequence[Value], m: int) -> list[Value]:
-    """The m outputs along one axis from the products at n points."""
-    sums = [a + b for a, b in zip(values[1:-1:2], values[2:-1:2], strict=True)]
-    differences = [a - b for a, b in zip(values[1:-1:2], values[2:-1:2], strict=True)]
-    found = []
-    for i in range(m):
-        total = values[0] if i == 0 else values[-1] if i == m - 1 else None
-        for p, value in zip(POINTS[m], differences if i % 2 else sums, strict=True):
-            total = value * p**i if total is None else _add_scaled(total, p**i, value)
-        assert total is not None
-        found.append(total)
-    return found
-
-
-def taps_to_points(values: Sequence[Value], m: int) -> list[Value]:
-    """3 taps along one axis at the points."""
-    g = weight_matrix(m)
-    first, middle, last = values
-    found = [first * float(g[0, 0])]
-    for index in range(len(POINTS[m])):
-        row = [float(c) for c in g[1 + 2 * index]]
-        even, odd = fma(last, last.like(row[2]), first * row[0]), middle * row[1]
-        found += [even + odd, even - odd]
-    return [*found, last]
-
-
-def _polynomial(roots: Sequence[float]) -> list[float]:
-    """The coefficients, lowest first, of the product of (z - root)."""
-    result = [1.0]
-    for root in roots:
-        shifted = [0.0, *result]
-        result = [a - root * b for a, b in zip(shifted, [*result, 0.0], strict=True)]
-    return [round(c, 12) for c in result]
-
-
-def _combine(coefficients: Sequence[float], values: Sequence[Value]) -> Value:
-    """The sum of values times coefficients, of which the last is 1; values beyond them count for nothing."""
-    total = values[len(coefficients) - 1]
-    for c, value in zip(coefficients[:-1], values, strict=False):
-        total = _add_scaled(total, c, value)
-    return total
-
-
-def _add_scaled(total: Value, factor: float, value: Value) -> Value:
-    """total + factor * value."""
-    if abs(factor - 1) < 1e-12:
-        return total + value
-    if abs(factor + 1) < 1e-12:
-        return total - value
-    return fma(value, value.like(factor), total)
-
-
-def weight_matrix(m: int) -> Array:
-    """G [n, 3]: the taps' way to points."""
-    finite = [0.0, *(sign * p for p in POINTS[m] for sign in (1, -1))]
-    rows = []
-    for a in finite:
-        scale = prod(a - b for b in finite if b != a)
-        rows.append([a**j / scale for j in range(TAPS)])
-    return np.array([*rows, [0.0, 0.0, 1.0]])
-
-
-def pack_point_weights(weights: Array, m: int, width: int) -> Array:
-    """Weights [outputs, channels, 3, 3] at the points, as [panels, points, channels, width], zeros in the rest of the
-    last panel; computed in float64."""
-    taps = pack_tap_weights(weights, width, weights.shape[1])
-    g = weight_matrix(m)
-    both = np.kron(g, g)
-    panels, channels = taps.shape[0], taps.shape[1]
-    packed = aligned_empty((panels, len(both), channels, width), weights.dtype)
-    for panel in range(panels):
-        rows = taps[panel].transpose(1, 0, 2).astype(np.float64).reshape(both.shape[1], -1)
-        packed[panel] = (both @ rows).reshape(packed.shape[1:])
-    return packed
-
-
-def pack_tap_weights(weights: Array, width: int, depth: int) -> Array:
-    """Weights [outputs, channels, 3, 3] as [panels, channels, 9, width], zeros where there are no more outputs in a
-    panel, or channels in a part of `depth`."""
-    outputs, channels = weights.shape[:2]
-    shape = (-(-outputs // width), -(-channels // depth) * depth, TAPS * TAPS, width)
-    packed = aligned_empty(shape, weights.dtype)
-    flat = weights.reshape(outputs, channels, -1)
-    for panel in range(shape[0]):
-        part = flat[panel * width : (panel + 1) * width]
-        packed[panel, channels:] = 0
-        packed[panel, :channels, :, : len(part)] = part.transpose(1, 2, 0)
-        packed[panel, :, :, len(part) :] = 0
-    return packed
-
-
-def choose_winograd_tile(
-    target: Target, channels: int, outputs: int, count: int | None, m: int, dtype: DType = FLOAT32, threads: int = 1
-) -> tuple[int, int, int, int, int | None]:
-    """(mr, nv, block, panels, depth) for a convolution of `channels` to `outputs`, of `count` tiles (None: many)."""
-    lanes, element = target.lanes(dtype), dtype.bits // 8
-    points, number = (m + TAPS - 1) ** 2, count or _MANY
-    depth = None
-    if points * channels * outputs * element > _POINT_WEIGHT_BYTES:
-        depth = _even_depth(channels, lanes, max(lanes, target.l2_bytes * 3 // 20 // (points * 2 * lanes * element)))
-    row_bytes = points * channels * element
-    most = target.l2_bytes // 4 // row_bytes if depth is None else min(_TAP_BLOCK, _TAP_SCRATCH_BYTES // row_bytes)
-    most = max(most, _LEAST_BLOCK)
-
-    def blocks(mr: int) -> tuple[int, int]:
-        """A block's tiles, and rows of sums in all blocks."""
-        block = even_block(number, mr, max(1, most // mr))
-        return block, number // block * _rounded(block, mr) + _rounded(number % block, mr)
-
-    def cost(shape: tuple[int, int]) -> float:
-        mr, nv = shape
-        step = max(mr * nv / 2, (mr + nv) / 2, nv * target.vector_bits / 512 * _PANEL_CYCLES) + nv / 8
-        tile = step * (depth or channels) + (2 if depth is None else 3) * mr * nv + _TILE_CYCLES
-        return blocks(mr)[1] / mr * -(-outputs // (nv * lanes)) * tile / (depth or channels)
-
-    most_rows = _MOST_ROWS if depth is None else _MOST_TAP_ROWS
-    most_vectors = 3 if depth is None else 2
-    shapes = [(mr, nv) for mr, nv in _shapes(target, dtype) if mr <= most_rows and nv <= most_vectors]
-    mr, nv = min(shapes, key=cost)
-    block = blocks(mr)[0]
-    panels = -(-outputs // (nv * lanes))
-    # Parts of the panels for threads to share; each part takes the input to the points again.
-    wanted = -(-2 * threads // -(-(count or 1) // block)) if threads > 1 else 1
-    work = points * block * channels * nv * lanes
-    panels = max(1, min(-(-panels // min(-(-panels // 2), wanted)), _PART_PRODUCTS // work))
-    return mr, nv, block, panels, depth
-
-
-_MANY = 3136
-"""Tiles where their number is not known."""
-_POINT_WEIGHT_BYTES = 1 << 20
-"""Weights at the points that are larger cost more to fetch, and memory, than to make again from taps."""
-_TAP_BLOCK = 32
-_TAP_SCRATCH_BYTES = 6 << 20
-"""Tiles in a block that makes its weights, and most memory for their input at the points."""
-_LEAST_BLOCK = 8
-_PART_PRODUCTS = 250_000_000
-"""Multiplications of a tile of the grid at most, about 2 ms: between such tiles a run can be stopped."""
-_MOST_ROWS, _MOST_TAP_ROWS = 10, 8
-"""Rows of sums at most: more find no room in L1, where the sums of earlier parts of the depth lie too."""
-_PANEL_CYCLES = 2.6
-"""Cycles to get 64 bytes of a panel from L2, measured on Zen 5."""
-_TILE_CYCLES = 20
-
-
-def _rounded(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _even_depth(channels: int, lanes: int, about: int) -> int:
-    """Channels of a part, vectors of them, near `about` and such that the last part is full or nearly so."""
-
-    def cost(depth: int) -> tuple[int, int]:
-        parts = -(-channels // depth)
-        return parts * depth + parts * lanes // 4, -depth
-
-    return min(range(lanes, about * 3 // 2 + 1, lanes), key=cost)
-
-
-def _shapes(target: Target, dtype: DType) -> list[tuple[int, int]]:
-    """Tiles of sums (rows, vectors) that fit the registers."""
-    by_lanes = target.architecture == "aarch64" and dtype.bits == 32
-    found = []
-    for nv in range(1, 5):
-        room = target.vector_registers - nv
-        most = room // (nv + 1) if by_lanes else (room - 1) // nv
-        found += [(mr, nv) for mr in range(min(most, _MOST_ROWS), 0, -1)]
-    return found
-
-
-__all__ = ["POINTS", "Winograd", "choose_winograd_tile", "pack_point_weights", "pack_tap_weights", "weight_matrix"]
+__all__ = ["Winograd", "pack_point_weights", "pack_tap_weights"]

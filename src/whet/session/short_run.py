@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from whet.graph import TensorType, Value
+from whet.graph import Expr, TensorType, Value
 from whet.runtime.values import Array
 from whet.session.executor import Executor
 
@@ -19,20 +19,42 @@ class _TakesArrays(Protocol):
 class ShortRun:
     """Runs a model that is one part from a feed of plain arrays.
 
-    Feeds whose shapes have not been seen in a checked run, or that are anything but C-ordered native arrays of the
-    right types, are left to the session: `run` returns None for them.
+    Feeds before the first checked run, and those that are anything but C-ordered native arrays of the right types and
+    extents, are left to the session: `run` returns None for them.
     """
 
-    __slots__ = ("_count", "_inputs", "_run", "_shapes", "output_names")
+    __slots__ = ("_count", "_fixed", "_inputs", "_ranks", "_run", "_same", "_shapes", "output_names")
 
-    def __init__(self, run: Callable[[Sequence[Array]], list[Array]], inputs: Sequence[Value], names: list[str]) -> None:
+    def __init__(
+        self, run: Callable[[Sequence[Array]], list[Array]], inputs: Sequence[Value], names: list[str]
+    ) -> None:
         self._run = run
         self._inputs = tuple(
             (v.name, v.type.dtype.numpy) for v in inputs if isinstance(v.type, TensorType) and v.type.dtype is not None
         )
         self._count = len(self._inputs)
         self._shapes: tuple[tuple[int, ...], ...] | None = None
+        self._ranks = [-1] * self._count
+        self._fixed: list[tuple[int, int, int]] = []
+        """(input, axis, extent) of extents that do not change."""
+        self._same: list[tuple[int, int, int, int]] = []
+        """(input, axis, another input, axis) of free extents that have one name."""
+        self._tabulate(inputs)
         self.output_names = names
+
+    def _tabulate(self, inputs: Sequence[Value]) -> None:
+        first: dict[str, tuple[int, int]] = {}
+        for index, value in enumerate(inputs):
+            if value.shape is None or any(isinstance(d, Expr) and d.name is None for d in value.shape):
+                continue  # such an input leaves new extents to the session's checks
+            self._ranks[index] = len(value.shape)
+            for axis, dim in enumerate(value.shape):
+                if isinstance(dim, int):
+                    self._fixed.append((index, axis, dim))
+                elif isinstance(dim, Expr) and dim.name is not None:
+                    before = first.setdefault(dim.name, (index, axis))
+                    if before != (index, axis):
+                        self._same.append((*before, index, axis))
 
     def run(self, feed: Mapping[str, Any]) -> list[Array] | None:
         """The outputs, or None where this feed needs the session's checks."""
@@ -49,8 +71,16 @@ class ShortRun:
                 return None
             arrays.append(array)
             shapes.append(array.shape)
-        if tuple(shapes) != self._shapes:
-            return None
+        given = tuple(shapes)
+        if given != self._shapes:
+            # New extents of an accepted rank: what else could be wrong with them is told by two short tables.
+            if self._shapes is None or any(len(shape) != rank for shape, rank in zip(shapes, self._ranks, strict=True)):
+                return None
+            if any(given[i][axis] != extent for i, axis, extent in self._fixed):
+                return None
+            if any(given[i][axis] != given[j][other] for i, axis, j, other in self._same):
+                return None
+            self._shapes = given
         return self._run(arrays)
 
     def accept(self, feed: Mapping[str, Any]) -> None:

@@ -26,7 +26,8 @@ from whet.graph.dims import Dim, Known, ceil_div
 from whet.kernels.conv import Conv, Window, choose_conv_tile, pack_conv_weights
 from whet.kernels.depthwise import Depthwise, choose_depthwise_tile, pack_depthwise_weights
 from whet.kernels.im2col import ConvIm2col
-from whet.kernels.winograd import Winograd, choose_winograd_tile, pack_point_weights, pack_tap_weights
+from whet.kernels.winograd import Winograd, pack_point_weights, pack_tap_weights
+from whet.kernels.winograd_tile import choose_winograd_tile
 
 
 def window_of(node: Node, kernel: Sequence[int], image: Sequence[Known], out: Sequence[Known]) -> Window | None:
@@ -116,6 +117,11 @@ def lower_window(
         raise ctx.refuse("its padding depends on extents that are not known")
     groups = node.int_attr("group", 1)
     demand(ctx, "equal", x.shape[1], weights[1] * groups, "the channels of a convolution differ from its weights'")
+    for axis, image in enumerate(x.shape[2:]):
+        reach = (window.kernel[axis] - 1) * window.dilations[axis] + 1
+        if reach > 1 and not node.str_attr("auto_pad", "NOTSET").startswith("SAME"):
+            padded = image + window.pads[axis] + window.pads[axis + rank]
+            demand(ctx, "at_most", reach, padded, "the kernel is larger than the padded input")
     geometry = Geometry(
         window, groups, weights[1], weights[0] // groups, shape[0], x.shape[2:], shape[2:], element, w.data is not None
     )

@@ -6,8 +6,14 @@ from whet.compiler.lower.demand import demand, integers, need
 from whet.compiler.lowering import Lowering, shape_of
 from whet.compiler.views import product
 from whet.graph import Node, Value
-from whet.graph.dims import Known, ceil_div, floor_div, maximum, minimum, symbol
+from whet.graph.dims import Expr, Known, ceil_div, floor_div, maximum, minimum, symbol
 from whet.ops.common import elements, static_ints
+
+
+LONGEST = 1 << 40
+"""More elements than an axis has."""
+MOST = 1 << 31
+"""Factors of the extents of a tensor without elements: the product of two is a number of 64 bits."""
 
 
 def measured(ctx: Lowering, value: Value) -> tuple[Known, ...]:
@@ -42,6 +48,7 @@ def measure_reshape(ctx: Lowering, node: Node) -> None:
         return
     source = ctx.view(need(node, 0))
     whole = source.size
+    most = maximum(whole, MOST)
     factors: list[Known] = []
     inferred: list[Known] = []
     keeps_zeros = node.int_attr("allowzero", 0) != 0
@@ -51,12 +58,19 @@ def measure_reshape(ctx: Lowering, node: Node) -> None:
             inferred.append(int(wanted == -1))
             continue
         demand(ctx, "at_most", -1, wanted, "an extent is less than -1")
+        demand(ctx, "at_most", wanted, most, "the shape has another number of elements")
         free = minimum(maximum(-wanted, 0), 1)
         same: Known = source.shape[axis] if axis < source.rank and not keeps_zeros else 0
-        factor = ctx.name(f"factor {axis} of {node.output.name}")
-        ctx.assign({factor: wanted + free * 2 + (1 - minimum(wanted * wanted, 1)) * same}, whole)
-        factors.append(symbol(factor))
+        name = ctx.name(f"factor {axis} of {node.output.name}")
+        ctx.assign({name: wanted + free * 2 + (1 - minimum(maximum(wanted, -wanted), 1)) * same}, whole)
+        factors.append(symbol(name))
         inferred.append(free)
+    total: Known = 1
+    for factor in factors:
+        total = total * factor
+        if isinstance(total, Expr):
+            # Else a product that is larger than 64 bits could pass for the right one.
+            demand(ctx, "at_most", total, most, "the shape has another number of elements")
     rest = ctx.name(f"rest of {node.output.name}")
     ctx.assign({rest: floor_div(whole, product(factors))}, whole)
     shape = shape_of(node.output)
@@ -80,14 +94,16 @@ def measure_slice(ctx: Lowering, node: Node) -> tuple[Known, ...]:
     axes = integers(ctx, node.input(3)) or tuple(range(len(starts)))
     steps = integers(ctx, node.input(4)) or (1,) * len(starts)
     values: dict[str, Known] = {}
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis %= view.rank
+    for start, end, axis, given in zip(starts, ends, axes, steps, strict=True):
+        axis, step = axis % view.rank, bounded_step(given)
         if axis not in names:
             continue
         extent = view.shape[axis]
         first, last = (at + minimum(maximum(-at, 0), 1) * extent for at in (start, end))
         if step > 0:
-            length = maximum(ceil_div(minimum(last, extent) - maximum(first, 0), step), 0)
+            # Into the axis before anything is taken away: the data may hold any number.
+            first, last = (maximum(minimum(at, extent), 0) for at in (first, last))
+            length = maximum(ceil_div(last - first, step), 0)
         else:
             first, last = (maximum(minimum(at, extent - 1), -1) for at in (first, last))
             length = maximum(ceil_div(first - last, -step), 0)
@@ -95,6 +111,11 @@ def measure_slice(ctx: Lowering, node: Node) -> tuple[Known, ...]:
         values[names[axis]] = length
     ctx.assign(values)
     return starts
+
+
+def bounded_step(step: int) -> int:
+    """The step of a slice, or one that goes past the end of every axis as it does and takes less room."""
+    return max(-LONGEST, min(step, LONGEST))
 
 
 def clamped_start(start: Known, extent: Known, step: int) -> Known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import copy, dense
 from whet.compiler.lower.demand import broadcast, demand, integers
-from whet.compiler.lower.measure import clamped_start, measure_reshape, measure_slice
+from whet.compiler.lower.measure import bounded_step, clamped_start, measure_reshape, measure_slice
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, shape_of
@@ -54,7 +54,7 @@ def lower_slice(ctx: Lowering, node: Node, group: Group | None) -> None:
     for start, axis, step in zip(starts, axes, steps, strict=True):
         axis %= view.rank
         first = clamped_start(start, view.shape[axis], step)
-        view = view.slice(axis, first, shape[axis], step)
+        view = view.slice(axis, first, shape[axis], bounded_step(step))
     ctx.define(node.output, view)
 
 

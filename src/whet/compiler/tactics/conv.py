@@ -11,28 +11,28 @@ from whet.compiler.views import hint
 from whet.dtypes import DType
 from whet.graph.dims import Known
 from whet.kernels.conv import Window
-from whet.kernels.winograd import choose_winograd_tile
+from whet.kernels.winograd_tile import WEIGHT_CYCLES, choose_winograd_tile
 
-FEW_CHANNELS = 8
-"""Below so many channels of a group a tap's loop is too short: patches are gathered instead."""
-
-CYCLES_PER_NS = 4.0
+CYCLES_PER_NS = 4.2
 """The core's clock; costs are compared with each other, so that only its ratio to the memory's rate matters."""
 FMA_PER_CYCLE = 2
 """Vectors."""
 WEIGHT_BYTES_PER_NS = 25.0
 """Weights come from memory: a network's are more than its caches hold."""
-POINT_EFFICIENCY, TAP_EFFICIENCY = 0.93, 0.85
-"""Of the peak, in the products of a Winograd convolution with its weights at the points, or at taps; plain ones reach
-it."""
+SUM_CYCLES, SUM_AGAIN_CYCLES = 1.0, 1.5
+"""To write a vector of sums of a Winograd convolution to scratch memory, or to add to one that is there."""
+SUMS_CYCLES = 20
+"""To begin and end the depth loop of a tile of sums there."""
+TILE_CYCLES = {2: 60, 4: 125}
 INPUT_CYCLES = {2: 40, 4: 110}
 OUTPUT_CYCLES = {2: 36, 4: 110}
-WEIGHT_CYCLES = {2: 40, 4: 110}
-"""By m: to take a tile's vector of channels to the points, products back, a channel's vector of weights."""
-GATHER_CYCLES = 4
-"""To copy a vector, or less, of a patch."""
-TAP_CYCLES = 40
-"""To begin and end the depth loop of a tap."""
+"""By m: to find a tile's pixels, to take a vector of its channels to the points, and a vector of its outputs back."""
+GATHER_CYCLES, GATHER_CHANNEL_CYCLES = 1.0, 0.17
+"""To copy a piece of a patch, and for each channel in it."""
+TAP_CYCLES = 2.2
+"""To begin and end the depth loop of a tap, for a pixel."""
+FETCH_SHARE = 0.1
+"""Of the shorter of computing and fetching weights, what does not overlap with the other."""
 DEPTHWISE_CYCLES = 0.8
 """For a tap of a vector: loads keep it from the peak."""
 
@@ -108,7 +108,8 @@ def _vectors(g: Geometry, env: LowerEnv) -> int:
 
 def _ns(cycles: float, weights: float, g: Geometry) -> float:
     """Time for work beside which weights are fetched."""
-    return max(cycles / CYCLES_PER_NS, weights * (g.element.bits // 8) / WEIGHT_BYTES_PER_NS)
+    compute, fetch = cycles / CYCLES_PER_NS, weights * (g.element.bits // 8) / WEIGHT_BYTES_PER_NS
+    return max(compute, fetch) + FETCH_SHARE * min(compute, fetch)
 
 
 def _products_ns(g: Geometry, env: LowerEnv, more: float) -> float:
@@ -128,14 +129,12 @@ def _depthwise_ns(g: Geometry, env: LowerEnv) -> float:
 
 
 def _im2col_ns(g: Geometry, env: LowerEnv) -> float:
-    run = ceil(g.channels / env.target.lanes(g.element))
-    few = g.channels < FEW_CHANNELS
-    return _products_ns(g, env, g.pixels * g.groups * g.window.taps * run * GATHER_CYCLES * (1 if few else 4))
+    piece = GATHER_CYCLES + g.channels * GATHER_CHANNEL_CYCLES
+    return _products_ns(g, env, g.pixels * g.groups * g.window.taps * piece)
 
 
 def _direct_ns(g: Geometry, env: LowerEnv) -> float:
-    few = g.channels < FEW_CHANNELS
-    return _products_ns(g, env, g.pixels * g.groups * g.window.taps * TAP_CYCLES * few)
+    return _products_ns(g, env, g.pixels * g.groups * g.window.taps * TAP_CYCLES)
 
 
 def _winograd_ns(g: Geometry, env: LowerEnv, m: int) -> float:
@@ -146,9 +145,11 @@ def _winograd_ns(g: Geometry, env: LowerEnv, m: int) -> float:
     blocks, points = -(-tiles // block), (m + 2) ** 2
     inputs, outputs = -(-g.channels // lanes), -(-g.outputs // (nv * lanes)) * nv
     rows = tiles // block * (-(-block // mr) * mr) + -(-(tiles % block) // mr) * mr
-    efficiency = POINT_EFFICIENCY if depth is None else TAP_EFFICIENCY
-    cycles = points * rows * g.channels * outputs / FMA_PER_CYCLE / efficiency
-    cycles += tiles * (inputs * INPUT_CYCLES[m] + outputs * OUTPUT_CYCLES[m])
+    parts = 1 if depth is None else -(-g.channels // depth)
+    channels = g.channels if depth is None else parts * depth
+    each = (SUM_CYCLES if depth is None else SUM_AGAIN_CYCLES) + SUMS_CYCLES / (mr * nv)
+    cycles = points * (rows * channels * outputs / FMA_PER_CYCLE + parts * rows * outputs * each)
+    cycles += tiles * (TILE_CYCLES[m] + inputs * INPUT_CYCLES[m] + outputs * OUTPUT_CYCLES[m])
     weights = g.channels * g.outputs
     if depth is None:
         return _ns(cycles, weights * points, g)
@@ -166,8 +167,8 @@ def _winograd2_ns(g: Geometry, env: LowerEnv) -> float:
 CONV_TACTICS: tuple[Tactic[Geometry], ...] = (
     Tactic("pointwise", _pointwise_refusal, _pointwise_ns),
     Tactic("depthwise", _depthwise_refusal, _depthwise_ns),
-    Tactic("im2col", _no_refusal, _im2col_ns),
     Tactic("direct", _no_refusal, _direct_ns),
+    Tactic("im2col", _no_refusal, _im2col_ns),
     Tactic("winograd4", _winograd_refusal, _winograd4_ns),
     Tactic("winograd2", _winograd_refusal, _winograd2_ns),
 )

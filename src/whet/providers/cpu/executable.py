@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from whet.codegen.target import host_target
-from whet.compiler.lowering import LowerEnv
+from whet.compiler.lowering import LowerEnv, dtype_of
 from whet.compiler.specialize import Specializer
 from whet.compiler.weights import Array
 from whet.dtypes import DType
@@ -43,12 +43,16 @@ _alive_lock = threading.Lock()
 class Context:
     """A run context with what Python remembers of its last run."""
 
-    __slots__ = ("__weakref__", "native", "outputs", "plan", "symbols")
+    __slots__ = ("__weakref__", "native", "outputs", "plan", "shapes", "specialization", "symbols")
 
     def __init__(self, native: RunContext, plan: Plan) -> None:
         self.native = native
         self.plan = plan
+        self.specialization: Specialization | None = None
         self.symbols: tuple[int, ...] | None = None
+        """The extents of its last run, of `specialization`."""
+        self.shapes: list[tuple[int, ...]] = []
+        """Of the inputs. Not all follow from the symbols: what another provider gives may belie its declared type."""
         self.outputs: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
         """Shape and numpy type of each output."""
 
@@ -70,6 +74,8 @@ class CpuExecutable:
 
     _by_shape: bool
     """Whether each set of input shapes has a program of its own."""
+    _input_dtypes: tuple[DType, ...]
+    """Of what other providers may give in another type; none for an engine, which has no other providers."""
     _only: Specialization | None
     """The program of all runs, where there is one."""
 
@@ -77,6 +83,7 @@ class CpuExecutable:
         self._start(env)
         self._specializer: Specializer | None = Specializer(subgraph.model, env.limits)
         self._lower_env = LowerEnv(host_target(), env.limits, env.goal, env.tactics, self._threads)
+        self._input_dtypes = tuple(dtype_of(value) for value in self._specializer.inputs)
         self._structural = self._specializer.structural
         if not self._structural and not self._by_shape:
             try:
@@ -123,6 +130,7 @@ class CpuExecutable:
         self._free: deque[Context] = deque()
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self._only = None
+        self._input_dtypes = ()
         with _alive_lock:
             _alive.add(self)
 
@@ -198,8 +206,21 @@ class CpuExecutable:
 
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
         """The subgraph's outputs, in memory of their own."""
-        arrays, dtypes = self._run([_plain(value) for value in inputs], state)
+        arrays = [_plain(value) for value in inputs]
+        for index, (value, dtype) in enumerate(zip(inputs, self._input_dtypes, strict=False)):
+            if isinstance(value, Tensor) and value.dtype is not dtype:
+                arrays[index] = self._converted(index, value.dtype, arrays[index])
+        arrays, dtypes = self._run(arrays, state)
         return [Tensor.from_numpy(a, dtype) for a, dtype in zip(arrays, dtypes, strict=True)]
+
+    def _converted(self, index: int, found: DType, array: Array) -> Array:
+        """What another provider gave, as the type that the program reads: the reference provider may widen numbers."""
+        wanted = self._input_dtypes[index]
+        if not (found.is_float and wanted.is_float):
+            name = self._specializer.inputs[index].name if self._specializer is not None else None
+            raise InvalidArgument("a value has another element type than its declared one", value=name,
+                                  found=found, expected=wanted)  # fmt: skip
+        return array.astype(wanted.numpy)
 
     def run_plain(self, arrays: Sequence[Array]) -> list[Array]:
         """The outputs for inputs that are in C order, native and aligned; the shortest way from Python."""
@@ -208,25 +229,26 @@ class CpuExecutable:
     def _run(self, arrays: Sequence[Array], state: RunState | None) -> tuple[list[Array], tuple[DType, ...]]:
         specialization = self._only or self._specialization(arrays)
         symbols = tuple([arrays[i].shape[axis] for i, axis in specialization.sources])
-        plan = specialization.static_plan or specialization.plan(symbols)
-        context = self._take(plan)
-        if context.symbols != symbols:
+        context = self._take(specialization, symbols)
+        if context.symbols != symbols or context.shapes != [a.shape for a in arrays]:
             self._prepare(context, specialization, symbols, arrays)
-        try:
-            outputs = [result_array(shape, dtype) for shape, dtype in context.outputs]
-            native = context.native
-            addresses = [data_address(a) for a in arrays]
-            results = [data_address(a) for a in outputs]
-            if state is None or (state.cancel is None and state.deadline is None and state.events is None):
-                outcome = native.run(addresses, results)
-            else:
-                outcome = self._watched(context, addresses, results, state)
-            if outcome:
+        # A context that an exception leaves half set up (an interrupt before its run, say) is not used again.
+        outputs = [result_array(shape, dtype) for shape, dtype in context.outputs]
+        native = context.native
+        addresses = [data_address(a) for a in arrays]
+        results = [data_address(a) for a in outputs]
+        if state is None or (state.cancel is None and state.deadline is None and state.events is None):
+            outcome = native.run(addresses, results)
+        else:
+            outcome = self._watched(context, addresses, results, state)
+        if outcome:
+            try:
                 raise self._failure(context, outcome, state)
-            for index in context.plan.blueprint.open_outputs:
-                outputs[index] = _exact(outputs[index], context, context.plan.blueprint.output_dims[index])
-        finally:
-            self._free.append(context)
+            finally:
+                self._free.append(context)
+        for index in context.plan.blueprint.open_outputs:
+            outputs[index] = _exact(outputs[index], context, context.plan.blueprint.output_dims[index])
+        self._free.append(context)
         return outputs, specialization.dtypes
 
     def _watched(self, context: Context, inputs: list[int], outputs: list[int], state: RunState) -> int:
@@ -243,15 +265,21 @@ class CpuExecutable:
             state.events.extend(step_events(context.plan.blueprint, program, stamps, native))
         return outcome
 
-    def _take(self, plan: Plan) -> Context:
-        """A free context, bound to `plan`."""
+    def _take(self, specialization: Specialization, symbols: tuple[int, ...]) -> Context:
+        """A free context: as its last run left it where that was one of these extents, else bound to their plan."""
         try:
-            context = self._free.pop()
+            context: Context | None = self._free.pop()
         except IndexError:
-            return self._new_context(plan)
-        if context.plan is not plan:
+            context = None
+        if context is not None and context.symbols == symbols and context.specialization is specialization:
+            return context
+        plan = specialization.static_plan or specialization.plan(symbols)
+        if context is None:
+            context = self._new_context(plan)
+        elif context.plan is not plan:
             context.native.rebind(plan.loaded)
-            context.plan, context.symbols = plan, None
+            context.plan = plan
+        context.symbols, context.specialization = None, specialization
         return context
 
     def _new_context(self, plan: Plan) -> Context:
@@ -295,7 +323,7 @@ class CpuExecutable:
             context.native.rebind(plan.loaded)
             context.plan = plan
             if context.native.prepare(symbols) != p.DONE:
-                raise Fail("a program does not fit the extents that it was planned for", found=symbols)
+                raise _unfit(context, symbols)
         blueprint = context.plan.blueprint
         for index, dims in enumerate(blueprint.input_dims):
             expected = tuple(context.native.slot(slot) for slot in dims)
@@ -321,6 +349,7 @@ class CpuExecutable:
                     hint="Raise Limits.tensor_bytes if this is meant.",
                 )  # fmt: skip
         context.symbols = symbols
+        context.shapes = [a.shape for a in arrays]
         context.outputs = outputs
 
     def _failure(self, context: Context, outcome: int, state: RunState | None) -> Exception:
@@ -345,6 +374,14 @@ class CpuExecutable:
         if code == EXTENT_MISMATCH:
             return InvalidArgument("the extents of the operands do not fit", node=node, found=f"an extent of {element}")
         return RuntimeException("a kernel failed", node=node, found=f"status {code} at {element}")
+
+
+def _unfit(context: Context, symbols: tuple[int, ...]) -> Exception:
+    """Why a program does not take the extents that it was planned for."""
+    checks = context.plan.loaded.program.checks
+    if any(context.native.slot(int(slot)) < 0 for slot in checks[:, 0]):
+        return InvalidArgument("the inputs leave a value less than no elements", found=symbols)
+    return Fail("a program does not fit the extents that it was planned for", found=symbols)
 
 
 def _exact(room: Array, context: Context, dims: Sequence[int]) -> Array:

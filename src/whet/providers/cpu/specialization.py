@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.codegen.cache import ObjectCache
-from whet.compiler.assemble import Blueprint
+from whet.compiler.assemble import LARGEST, Blueprint
 from whet.compiler.compile import compile_graph
 from whet.compiler.link import Linked, Linker
 from whet.compiler.lowering import LowerEnv, dtype_of
 from whet.compiler.specialize import Extent, Specialized
 from whet.dtypes import DType
+from whet.errors import ResourceExhausted
 from whet.runtime import program as p
 from whet.runtime.context import RunContext
 from whet.runtime.cores import core_budget
@@ -55,22 +56,26 @@ class Specialization:
         self.sources, self.dtypes = form.sources, form.dtypes
         self.linked = tuple(linked)
         self._lock = threading.Lock()
-        self._plans: OrderedDict[tuple[int, ...], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[bool, tuple[int, ...]], Plan] = OrderedDict()
+        """By whether it is for these very extents, and the largest extents that it is for."""
         self._prepared: list[tuple[tuple[int, ...], tuple[int, ...], Plan]] = []
         """(least, most, plan) of the ranges that were asked for."""
         self._weights = [int(w.array.ctypes.data) for w in blueprint.weights]
         self._measure = None if blueprint.is_static else self._load(blueprint.program)
-        self.static_plan = self._make(()) if blueprint.is_static else None
+        self.static_plan = self._make((), ()) if blueprint.is_static else None
 
     def _load(self, program: p.Program) -> LoadedProgram:
         return LoadedProgram(program, [k.address for k in self.linked], self._weights, self)
 
-    def _make(self, symbols: tuple[int, ...]) -> Plan:
+    def _make(self, least: tuple[int, ...], most: tuple[int, ...]) -> Plan:
+        if self.blueprint.wraps(list(zip(least, most, strict=True))):
+            # A size would come out as one that fits.
+            raise ResourceExhausted("the extents are too large to compute with", found=most)
         if self._measure is None:
             slots: Any = self.blueprint.program.slots
         else:
             context = RunContext(self._measure, 1)
-            context.prepare(symbols)
+            context.prepare(most)
             slots = context.slots
         return Plan(self._load(self.blueprint.lay_out(slots)), self.blueprint)
 
@@ -78,7 +83,7 @@ class Specialization:
         """The plan for all extents from `least` to `most`, which stays for good."""
         if self.static_plan is not None:
             return self.static_plan
-        made = self._make(most)
+        made = self._make(least, most)
         with self._lock:
             self._prepared.append((least, most, made))
         return made
@@ -86,7 +91,7 @@ class Specialization:
     def plan(self, symbols: tuple[int, ...], exact: bool = False) -> Plan:
         """The plan for a run's extents: a prepared one that covers them, or else that of their power-of-two class.
 
-        With `exact`, that of these very extents.
+        With `exact`, and where the class's memory would pass its limit, that of these very extents.
         """
         if self.static_plan is not None:
             return self.static_plan
@@ -94,15 +99,21 @@ class Specialization:
             for least, most, plan in self._prepared:
                 if all(a <= n <= b for a, n, b in zip(least, symbols, most, strict=True)):
                     return plan
-        key = symbols if exact else tuple(1 << max(n - 1, 0).bit_length() for n in symbols)
+        most = tuple(1 << max(n - 1, 0).bit_length() for n in symbols)
         with self._lock:
-            found = self._plans.get(key)
-            if found is not None:
-                self._plans.move_to_end(key)
-                return found
-        made = self._make(key)
+            for known in ((True, symbols),) if exact else ((False, most), (True, symbols)):
+                found = self._plans.get(known)
+                if found is not None:
+                    self._plans.move_to_end(known)
+                    return found
+        try:
+            made = self._make(symbols, symbols) if exact else self._make((0,) * len(symbols), most)
+        except ResourceExhausted:
+            if exact:
+                raise
+            return self.plan(symbols, exact=True)
         with self._lock:
-            made = self._plans.setdefault(key, made)
+            made = self._plans.setdefault((exact, symbols if exact else most), made)
             while len(self._plans) > PLANS:
                 self._plans.popitem(last=False)
         return made
