@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -407,9 +408,10 @@ def test_several_threads_at_once() -> None:
     assert not wrong
 
 
-def test_profiles_count_every_round() -> None:
+def test_profiles_count_every_round(tmp_path: Path) -> None:
     options = whet.SessionOptions()
     options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile_")
     proto = model(
         [loop(["m", "", "s0"], ["last"], loop_body(STEP, ["s"], ["next"]))],
         VECTOR,

@@ -155,3 +155,50 @@ def test_shape_arithmetic_below_zero_is_refused() -> None:
     assert made.run(None, {"x": ones(5, 7)})[0] == 0
     with pytest.raises(InvalidArgument, match="less than no elements"):
         made.run(None, {"x": ones(3, 3)})
+
+
+LARGE, SMALL = 2**63 - 1, -(2**63)
+
+
+@pytest.mark.parametrize("step", [1, 3, -2, LARGE, SMALL])
+def test_slices_from_anywhere_to_anywhere(step: int) -> None:
+    """Starts and ends that the data decides as the program runs, and that no sum may be made of unlooked."""
+    integers = [helper.make_tensor_value_info(n, TensorProto.INT64, [1]) for n in ("a", "b")]
+    nodes = [
+        node("CumSum", ["a", "axis"], ["start"]), node("CumSum", ["b", "axis"], ["end"]),
+        node("Slice", ["x", "start", "end", "axes", "step"], ["z"]), node("Relu", ["z"], ["y"]),
+    ]  # fmt: skip
+    constants = {"axis": np.array(0), "axes": np.array([0]), "step": np.array([step])}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", FLOAT, ["N", "K"]), *integers],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(a, n) for n, a in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = session(model.SerializeToString(), [CPU])
+    assert set(made.placement.by_provider) == {CPU}
+    x = np.arange(15, dtype=np.float32).reshape(5, 3)
+    for start in (SMALL, LARGE, -3, 0, 2, 7, -100):
+        for end in (SMALL, LARGE, -1, 0, 3, 9):
+            found = made.run(None, {"x": x, "a": np.array([start]), "b": np.array([end])})[0]
+            np.testing.assert_array_equal(found, x[start:end:step], err_msg=f"{start}:{end}")
+
+
+@pytest.mark.parametrize("wanted", [(2**32, 2**32), (2**62, 4), (2**63 - 1, 1), (SMALL, 2), (5, 3), (-2, -6)])
+def test_shapes_from_the_data_that_do_not_fit(wanted: tuple[int, int]) -> None:
+    shape = helper.make_tensor_value_info("a", TensorProto.INT64, [2])
+    graph = helper.make_graph(
+        [node("CumSum", ["a", "axis"], ["s"]), node("Reshape", ["x", "s"], ["z"]), node("Relu", ["z"], ["y"])], "g",
+        [helper.make_tensor_value_info("x", FLOAT, ["N", "K"]), shape],
+        [helper.make_tensor_value_info("y", FLOAT, None)], [numpy_helper.from_array(np.array(0), "axis")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    made = session(model.SerializeToString(), [CPU])
+    assert set(made.placement.by_provider) == {CPU}
+    x = ones(4, 3)
+    assert made.run(None, {"x": x, "a": np.array([3, 1])})[0].shape == (3, 4)
+    with np.errstate(over="ignore"):
+        steps = np.array([wanted[0], np.int64(wanted[1]) - np.int64(wanted[0])])
+    for given in (x, x[:0]) if wanted[0] > 2**31 else (x,):
+        with pytest.raises(InvalidArgument, match="Reshape"):
+            made.run(None, {"x": given, "a": steps})

@@ -216,8 +216,8 @@ def assemble(lowering: Lowering, symbols: Sequence[str], target: Target, describ
             numbers.extend(again.ranges(row))
     program = Program(
         rows=_table([evaluate, *rows], p.ROW_NUMBERS),
-        words=np.array(a.words, np.int64),
-        slots=np.array(a.slots.initial, np.int64),
+        words=_numbers(a.words),
+        slots=_numbers(a.slots.initial),
         symbols=tuple(symbols),
         code=_table(a.slots.code, 4),
         moves=_table(a.moves, 2),
@@ -327,6 +327,14 @@ class _Again:
 
     def _depends(self, slot: int, names: frozenset[int]) -> bool:
         return not names.isdisjoint(self.names.get(slot, frozenset()))
+
+
+def _numbers(numbers: Sequence[int]) -> p.Table:
+    try:
+        return np.array(numbers, np.int64)
+    except OverflowError as error:
+        found = next(n for n in numbers if not -(1 << 63) <= n < 1 << 63)
+        raise ResourceExhausted("the extents are too large to compute with", found=found) from error
 
 
 def _table(rows: Sequence[Sequence[int]], width: int) -> p.Table:

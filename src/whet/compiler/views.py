@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from whet.dtypes import DType
-from whet.graph.dims import Expr, Known, exact_div, minimum
+from whet.graph.dims import Expr, Known, exact_div, maximum, minimum
 
 Place = Literal["arena", "input", "output", "weight"]
 
@@ -107,7 +107,7 @@ class View:
 
 def is_not_one(extent: Known) -> Known:
     """0 where the extent is 1, and 1 where it is not."""
-    return minimum((extent - 1) * (extent - 1), 1)
+    return minimum(maximum(extent - 1, 1 - extent), 1)
 
 
 def product(extents: Iterable[Known]) -> Known:

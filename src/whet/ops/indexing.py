@@ -89,6 +89,8 @@ def sliced(extent: Dim, start: Dim, end: Dim, step: Dim) -> Dim:
         raise InvalidGraph("the step of a Slice is 0", found=0, expected="a step other than 0")
     if extent is None or not isinstance(step, int):
         return None
+    # One that passes the end of every axis is as good as a larger one, with which sums would leave 64 bits.
+    step = max(-_FAR, min(step, _FAR))
     if isinstance(extent, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(*slice(start, end, step).indices(extent)))
     if step < 0:

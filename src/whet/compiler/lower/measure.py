@@ -9,7 +9,6 @@ from whet.graph import Node, Value
 from whet.graph.dims import Expr, Known, ceil_div, floor_div, maximum, minimum, symbol
 from whet.ops.common import elements, static_ints
 
-
 LONGEST = 1 << 40
 """More elements than an axis has."""
 MOST = 1 << 31

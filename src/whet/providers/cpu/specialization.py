@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.codegen.cache import ObjectCache
-from whet.compiler.assemble import LARGEST, Blueprint
+from whet.compiler.assemble import Blueprint
 from whet.compiler.compile import compile_graph
 from whet.compiler.link import Linked, Linker
 from whet.compiler.lowering import LowerEnv, dtype_of
