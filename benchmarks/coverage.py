@@ -15,8 +15,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
 from feeds import make_feed
 
 import whet
@@ -72,6 +70,7 @@ def measure(path: str) -> dict[str, Any]:
 
 
 def backend() -> dict[str, int]:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.backend_cases import load_cases
 
     cases = load_cases()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from onnx import TensorProto, helper, numpy_helper
 
 Array = np.ndarray[Any, Any]

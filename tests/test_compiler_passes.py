@@ -26,7 +26,8 @@ def steps(body: str, providers: list[str]) -> tuple[list[str], np.ndarray]:
 
 @pytest.mark.parametrize("activation", ["Gelu(r)", "Relu(r)", "Clip(r, lo, hi)"])
 def test_a_product_does_the_work_behind_its_reshape(activation: str) -> None:
-    body = f"lo = Constant<value_float = -0.5>() hi = Constant<value_float = 0.75>() m = MatMul(x, w) r = Reshape(m, s) y = {activation}"
+    bounds = "lo = Constant<value_float = -0.5>() hi = Constant<value_float = 0.75>()"
+    body = f"{bounds} m = MatMul(x, w) r = Reshape(m, s) y = {activation}"
     ops, found = steps(body, ["CPUExecutionProvider"])
     assert ops == [f"MatMul+{activation.partition('(')[0]}"]
     _, expected = steps(body, ["ReferenceExecutionProvider"])

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from whet.graph import Graph, Node, TensorType, Value
 
-
 MOST_NODES = 48
 """Larger groups would take long to compile and spill registers."""
 

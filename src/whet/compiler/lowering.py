@@ -39,7 +39,8 @@ class LowerEnv:
     tactics: Mapping[str, str] = field(default_factory=dict)
     """Tactics that are forced, by family of operators; for tests and measurements."""
     threads: int = 1
-    """How many threads a run is going to have."""
+    """How many threads blocks of work are cut for: the machine's, whatever a run is going to have, so that answers
+    are the same for any number of threads."""
 
 
 @dataclass(slots=True)
@@ -143,17 +144,19 @@ class Lowering:
     def constant_array(self, view: View) -> tuple[Hashable, Callable[[], Array]] | None:
         """What a view of a constant holds, as a key and a way to its array; None where it is no constant."""
         key = self._weight_keys.get(view.buffer)
-        numbers = (*view.shape, *view.strides, view.offset)
-        if key is None or not all(isinstance(n, int) for n in numbers):
+        shape = [n for n in view.shape if isinstance(n, int)]
+        strides = [n for n in view.strides if isinstance(n, int)]
+        offset = view.offset
+        if key is None or len(shape) + len(strides) < 2 * view.rank or not isinstance(offset, int):
             return None
         array, element = self.weights[view.buffer.index].array, view.element
 
         def read() -> Array:
-            flat = array.reshape(-1).view(element.numpy)[view.offset :]
-            strides = [s * element.numpy.itemsize for s in view.strides]
-            return np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
+            flat = array.reshape(-1).view(element.numpy)[offset:]
+            steps = [s * element.numpy.itemsize for s in strides]
+            return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
 
-        return ("view", key, element.name, *numbers), read
+        return ("view", key, element.name, *shape, *strides, offset), read
 
     def zeros(self, elements: int, dtype: DType) -> View:
         """A read-only row of zeros."""

@@ -11,7 +11,7 @@ PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 
 
 class ReshapeBehindPointwise(NodePass):
-    """Product, Reshape, pointwise becomes product, pointwise, Reshape: so the product's kernel can do the pointwise work.
+    """Product, Reshape, pointwise becomes product, pointwise, Reshape: the product's kernel does the pointwise work.
 
     Only where the pointwise operator has one operand that is not a single number.
     """

@@ -78,8 +78,8 @@ def scalar_constant(value: Value) -> float | int | bool | None:
     data = value.data
     if data is None or data.size != 1:
         return None
-    if not (data.dtype.is_float and data.dtype.bits >= 16 or data.dtype.is_integer and data.dtype.bits >= 8):
-        if data.dtype is not BOOL:
-            return None
+    number_type = (data.dtype.is_float and data.dtype.bits >= 16) or (data.dtype.is_integer and data.dtype.bits >= 8)
+    if not number_type and data.dtype is not BOOL:
+        return None
     number = data.scalar()
     return float(number) if data.dtype.is_float else number

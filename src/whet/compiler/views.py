@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from whet.dtypes import DType
@@ -189,7 +190,7 @@ def _reshaped_strides(
                 i += 1
             else:
                 return None
-        for first, second in zip(left, left[1:], strict=False):
+        for first, second in pairwise(left):
             if old[first][1] != old[second][1] * old[second][0]:
                 return None
         step = old[left[-1]][1]

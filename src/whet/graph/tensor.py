@@ -77,7 +77,7 @@ class TensorData:
 
     @property
     def mapping(self) -> object | None:
-        """What owns the storage bytes where they are a view of something larger: a mapped file or the caller's bytes."""
+        """What owns the storage bytes where they are a view: a mapped file or the caller's bytes."""
         return None if self._raw is None else self._raw.obj
 
     def digest(self) -> bytes:

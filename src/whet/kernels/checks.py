@@ -26,6 +26,6 @@ class RequireNonZero:
             stop = minimum(frame.end * block, n)
             with k.loop(stop, start=frame.begin * block, step=lanes) as i:
                 mask = prefix_mask(stop - i, lanes)
-                with k.when(any_true((x.load_masked(mask, i, fill=1) == 0) & mask)):
-                    with k.loop(stop, start=i) as j:
-                        frame.fail_if(x.load(j) == 0, BAD_VALUE, j)
+                zero = any_true((x.load_masked(mask, i, fill=1) == 0) & mask)
+                with k.when(zero), k.loop(stop, start=i) as j:
+                    frame.fail_if(x.load(j) == 0, BAD_VALUE, j)

@@ -42,7 +42,6 @@ class LoadedProgram:
         self.keeps_slots = not bool(np.isin(kinds, (table.EVALUATE, table.LOAD_SLOT)).any())
         """Whether a run leaves slots and words as row 0 made them."""
 
-
     @property
     def nbytes(self) -> int:
         """Bytes of the tables."""

@@ -219,5 +219,3 @@ def _mask(ctx: Lowering, mask: View, shape: Sequence[Known]) -> View:
 
 
 ATTENTION = Rule(lower_attention, refusal)
-
-

@@ -93,10 +93,9 @@ def _packed_refusal(query: Value, key: Value | None, value: Value | None, heads:
             return "its packed operand does not fit"
         if rank == 4 and shape[1] != heads:
             return "its number of heads does not fit"
-    if ranks[1]:
-        assert key is not None
-        head, own = (query.shape or ())[-1], (key.shape or ())[-1]
-        if (head if ranks[1] == 3 else head // heads if isinstance(head, int) else None) != own:
+    if key is not None:
+        head, own, rank = (query.shape or ())[-1], (key.shape or ())[-1], len(key.shape or ())
+        if (head if rank == 3 else head // heads if isinstance(head, int) else None) != own:
             return "the heads of queries and keys differ"
     return None
 

@@ -82,7 +82,8 @@ class CpuExecutable:
     def __init__(self, subgraph: Subgraph, env: CompileEnv) -> None:
         self._start(env)
         self._specializer: Specializer | None = Specializer(subgraph.model, env.limits)
-        self._lower_env = LowerEnv(host_target(), env.limits, env.goal, env.tactics, self._threads)
+        # The machine's cores and not this session's threads: the order of sums must not depend on a setting.
+        self._lower_env = LowerEnv(host_target(), env.limits, env.goal, env.tactics, core_budget())
         self._input_dtypes = tuple(dtype_of(value) for value in self._specializer.inputs)
         self._structural = self._specializer.structural
         if not self._structural and not self._by_shape:
