@@ -59,6 +59,8 @@ class Station:
     SYSTEM = 8
     GENERATION = 9
     """The number of the run: a worker that was leased for another one leaves."""
+    LEADER_CPU = 10
+    """Where the run's own thread was when it leased workers, or -1."""
     CANCEL = 16
     CLAIM = 32
     """epoch << 32 | next chunk. The epoch changes when a step opens and when it closes."""
@@ -99,10 +101,18 @@ class Worker:
     """ns to spin between runs before the worker sleeps."""
     RUN_SPIN = 7
     """ns to spin inside a run."""
+    MASK = 8
+    """Address of CPU_WORDS words with a bit for each CPU that the worker may run on, or 0."""
+    THREAD = 9
+    """The system's number of the worker's thread, or 0."""
+    KEPT_AWAY = 10
+    """1 where the worker may not run on the leader's CPU until it has started."""
     SLEEPING = 16
     SIZE = 32
 
 
+CPU_WORDS = 16
+"""Words of a set of CPUs, as Linux takes it."""
 IDLE = 0
 STOP = 1
 RESERVED = 3
@@ -120,4 +130,6 @@ class System:
     WAKE = 2
     FREQUENCY = 3
     """Ticks of the clock in a second, where it does not count ns."""
+    CURRENT_CPU = 4
+    SET_AFFINITY = 5
     SIZE = 8

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from whet.codegen.lang import Function, Module, Operand, Pointer, Value, maximum, minimum, select
 from whet.dtypes import INT32, INT64, UINT8
-from whet.runtime.layout import CLOSED, IDLE, LEASED, RESERVED, RUNNING, STOP, Context, Station, Team, Worker
+from whet.runtime.layout import CLOSED, CPU_WORDS, IDLE, LEASED, RESERVED, RUNNING, STOP, Context, Station, Team, Worker
 from whet.runtime.program import CANCELLED, DONE, KERNEL_FAILED, LATE
-from whet.runtime.system import SystemCalls, pause, set_float_defaults
+from whet.runtime.system import SystemCalls, current_cpu, pause, set_affinity, set_float_defaults
 
 _FIRST_CALL_TILES = 4
 _CALL_NS = 250_000
@@ -47,11 +47,12 @@ def define_sharing(module: Module, calls: SystemCalls) -> Sharing:
     poll = _define_poll(module, calls)
     span = _define_span(module, calls, poll)
     work = _define_work(module, calls, poll, span)
-    lease = _define_lease(module, calls)
+    keep_away = _define_keep_away(module)
+    lease = _define_lease(module, calls, keep_away)
     share = _define_share(module, calls, work)
     release = _define_release(module, calls)
     help_run = _define_help(module, calls, work)
-    _define_worker(module, calls, help_run)
+    _define_worker(module, calls, help_run, _define_settle(module, keep_away))
     _define_stop(module, calls)
     return Sharing(poll, span, lease, share, release)
 
@@ -195,7 +196,7 @@ def _take_rest(k: Function, word: Pointer, chunks: Value) -> Value:
     return rest.value
 
 
-def _define_lease(module: Module, calls: SystemCalls) -> Function:
+def _define_lease(module: Module, calls: SystemCalls, keep_away: Function) -> Function:
     with module.function("lease", returns=INT64, internal=True) as k:
         context = _block(k, "context")
         wanted = context.load(Context.THREADS) - 1
@@ -205,6 +206,7 @@ def _define_lease(module: Module, calls: SystemCalls) -> Function:
         station = context.load_pointer(INT64, Context.STATION)
         system = station.load_pointer(INT64, Station.SYSTEM)
         team = context.load_pointer(INT64, Context.TEAM)
+        station.store(current_cpu(k, station), Station.LEADER_CPU)
         with k.loop((team + Team.COUNT).atomic_load("acquire")) as i:
             worker = team + Team.FIRST + i * Worker.SIZE
             state = worker + Worker.STATE
@@ -216,6 +218,8 @@ def _define_lease(module: Module, calls: SystemCalls) -> Function:
                     worker.store((station + Station.GENERATION).load(), Worker.GENERATION)
                     worker.store(leased.value, Worker.INDEX)
                     worker.store_pointer(station, Worker.STATION)
+                    with k.when((worker + Worker.SLEEPING).atomic_load("seq_cst") != 0):
+                        k.call_void(keep_away, worker, station)
                     state.atomic_store(context.load(Context.TOKEN), "seq_cst")
                     with k.when((worker + Worker.SLEEPING).atomic_load("seq_cst") != 0):
                         k.call_void(calls.wake, system, state.as_type(INT32))
@@ -310,7 +314,46 @@ def _define_help(module: Module, calls: SystemCalls, work: Function) -> Function
     return k
 
 
-def _define_worker(module: Module, calls: SystemCalls, help_run: Function) -> None:
+def _define_keep_away(module: Module) -> Function:
+    """keep_away(block, station): a worker that sleeps will wake on another CPU than the run's own thread is on.
+
+    The system may wake it there, and leave it there, as both sleep and wake too often to be balanced; then they take
+    turns on one CPU while another is idle.
+    """
+    with module.function("keep_away", internal=True) as k:
+        block, station = _block(k, "block"), _block(k, "station")
+        mask, thread = block.load_pointer(INT64, Worker.MASK), block.load(Worker.THREAD)
+        leader = station.load(Station.LEADER_CPU)
+        with k.when((block.load(Worker.MASK) == 0) | (thread == 0) | (leader < 0)):
+            k.return_()
+        others = k.stack_array(INT64, CPU_WORDS)
+        some = k.variable(k.index(0))
+        with k.loop(CPU_WORDS) as i:
+            word = mask.load(i)
+            word = select(i == leader >> 6, word & ~(k.index(1) << (leader & 63)), word)
+            others.store(word, i)
+            some.value = some.value | word
+        with k.when(some.value != 0):
+            set_affinity(k, station, thread, others)
+            block.store(1, Worker.KEPT_AWAY)
+    return k
+
+
+def _define_settle(module: Module, keep_away: Function) -> Function:
+    """settle(block, station): a worker that has been leased makes sure that it is not on the leader's CPU, and may run
+    anywhere from there on."""
+    with module.function("settle", internal=True) as k:
+        block, station = _block(k, "block"), _block(k, "station")
+        leader = station.load(Station.LEADER_CPU)
+        with k.when((block.load(Worker.KEPT_AWAY) == 0) & (leader >= 0) & (current_cpu(k, station) == leader)):
+            k.call_void(keep_away, block, station)
+        with k.when(block.load(Worker.KEPT_AWAY) != 0):
+            block.store(0, Worker.KEPT_AWAY)
+            set_affinity(k, station, block.load(Worker.THREAD), block.load_pointer(INT64, Worker.MASK))
+    return k
+
+
+def _define_worker(module: Module, calls: SystemCalls, help_run: Function, settle: Function) -> None:
     """worker(block): a worker's life, from its start until `stop`."""
     with module.function("worker") as k:
         block = _block(k, "block")
@@ -338,6 +381,7 @@ def _define_worker(module: Module, calls: SystemCalls, help_run: Function) -> No
                 with k.when(mine):
                     station = block.load_pointer(INT64, Worker.STATION)
                     generation, index = block.load(Worker.GENERATION), block.load(Worker.INDEX)
+                    k.call_void(settle, block, station)
                     spin_ns = (block + Worker.RUN_SPIN).atomic_load("monotonic")
                     k.call_void(help_run, station, generation, index, spin_ns)
                     state.atomic_store(IDLE, "seq_cst")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
-from whet.codegen.lang import Function, LanguageError, Module, Pointer, Value
+from whet.codegen.lang import Function, LanguageError, Module, Pointer, Value, convert
 from whet.codegen.target import System as SystemName
 from whet.dtypes import INT32, INT64, UINT8, UINT32, UINT64
-from whet.runtime.layout import System
+from whet.runtime.layout import CPU_WORDS, Station, System
 
 _FUTEX_NUMBER = {"x86_64": 202, "aarch64": 98}
 _FUTEX_WAIT_PRIVATE = 128
@@ -108,9 +109,11 @@ _WAKE = {"linux": _wake_linux, "macos": _wake_macos, "windows": _wake_windows}
 def system_addresses(system: SystemName) -> list[int]:
     """The words of the System block in this process, which runs on `system`."""
     frequency = ctypes.c_int64(_NS)
+    places: list[Any] = []
     if system == "linux":
         libc = ctypes.CDLL(None)
         functions = [libc.clock_gettime, libc.syscall, libc.syscall]
+        places = [libc.sched_getcpu, libc.sched_setaffinity]
     elif system == "macos":
         libc = ctypes.CDLL(None)
         functions = [libc.clock_gettime, libc.os_sync_wait_on_address, libc.os_sync_wake_by_address_all]
@@ -118,8 +121,26 @@ def system_addresses(system: SystemName) -> list[int]:
         base = ctypes.CDLL("kernelbase.dll")
         functions = [base.QueryPerformanceCounter, base.WaitOnAddress, base.WakeByAddressAll]
         base.QueryPerformanceFrequency(ctypes.byref(frequency))
-    addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
-    return [*addresses, frequency.value, *([0] * (System.SIZE - 4))]
+    first, last = ([ctypes.cast(f, ctypes.c_void_p).value or 0 for f in group] for group in (functions, places))
+    block = [*first, frequency.value, *last]
+    return [*block, *([0] * (System.SIZE - len(block)))]
+
+
+def current_cpu(k: Function, station: Pointer) -> Value:
+    """The CPU that the thread runs on, or -1 where the system does not tell."""
+    if k.target.system != "linux":
+        return k.index(-1)
+    system = station.load_pointer(INT64, Station.SYSTEM)
+    return convert(k.call_address(system.load_pointer(UINT8, System.CURRENT_CPU), INT32), INT64)
+
+
+def set_affinity(k: Function, station: Pointer, thread: Value, cpus: Pointer) -> None:
+    """Let a thread run on a set of CPU_WORDS words only; where the system does not know of that, nothing happens."""
+    if k.target.system != "linux":
+        return
+    system = station.load_pointer(INT64, Station.SYSTEM)
+    number, size = convert(thread, INT32), k.constant(UINT64, 8 * CPU_WORDS)
+    k.call_address(system.load_pointer(UINT8, System.SET_AFFINITY), INT32, number, size, cpus)
 
 
 def pause(k: Function) -> None:

@@ -11,10 +11,12 @@ import threading
 import time
 import warnings
 
+import numpy as np
+
 from whet.runtime.cores import core_budget
 from whet.runtime.executor import Executor, executor
+from whet.runtime.layout import CPU_WORDS, Worker
 from whet.runtime.layout import Team as TeamBlock
-from whet.runtime.layout import Worker
 from whet.runtime.memory import Words, aligned_words
 
 MOST_THREADS = TeamBlock.MOST_WORKERS + 1
@@ -44,6 +46,7 @@ class Team:
         """How many workers may spin."""
         self._idle_spin_ns = IDLE_SPIN_NS
         self._closed = False
+        self._cpus = _allowed_cpus()
         self.generation = 0
         """Changes when the workers are gone: who counts on some must call `ensure` again."""
 
@@ -106,8 +109,12 @@ class Team:
         block[Worker.SYSTEM] = self._native.system.ctypes.data
         block[Worker.IDLE_SPIN] = self._idle_spin_ns if spins else 0
         block[Worker.RUN_SPIN] = RUN_SPIN_NS if spins else 0
+        if self._cpus is not None:
+            block[Worker.MASK] = self._cpus.ctypes.data
         address = ctypes.c_void_p(block.ctypes.data)
-        thread = threading.Thread(target=_live, args=(self._native, address), name=f"whet-{index + 1}", daemon=True)
+        thread = threading.Thread(
+            target=_live, args=(self._native, address, block), name=f"whet-{index + 1}", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError as error:
@@ -118,15 +125,30 @@ class Team:
         return True
 
 
+def _allowed_cpus() -> Words | None:
+    """The CPUs that this process may use, a bit each, or None where the system does not tell or has too many."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cpus = os.sched_getaffinity(0)
+    if max(cpus) >= 64 * CPU_WORDS:
+        return None
+    words = aligned_words(CPU_WORDS)
+    bits = words.view(np.uint64)
+    for cpu in cpus:
+        bits[cpu // 64] |= np.uint64(1 << (cpu % 64))
+    return words
+
+
 def _worker(index: int) -> int:
     return TeamBlock.FIRST + index * Worker.SIZE
 
 
-def _live(native: Executor, block: ctypes.c_void_p) -> None:
+def _live(native: Executor, address: ctypes.c_void_p, block: Words) -> None:
     if hasattr(signal, "pthread_sigmask"):
         faults = {getattr(signal, name) for name in _FAULTS if hasattr(signal, name)}
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
-    native.worker(block)
+    block[Worker.THREAD] = threading.get_native_id()
+    native.worker(address)
 
 
 _lock = threading.Lock()
