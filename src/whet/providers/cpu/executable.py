@@ -247,7 +247,7 @@ class CpuExecutable:
                 raise self._failure(context, outcome, state)
             finally:
                 self._free.append(context)
-        for index in context.plan.blueprint.open_outputs:
+        for index in context.plan.open_outputs:
             outputs[index] = _exact(outputs[index], context, context.plan.blueprint.output_dims[index])
         self._free.append(context)
         return outputs, specialization.dtypes
@@ -325,20 +325,23 @@ class CpuExecutable:
             context.plan = plan
             if context.native.prepare(symbols) != p.DONE:
                 raise _unfit(context, symbols)
-        blueprint = context.plan.blueprint
-        for index, dims in enumerate(blueprint.input_dims):
-            expected = tuple(context.native.slot(slot) for slot in dims)
-            if arrays[index].shape != expected:
+        plan, slots = context.plan, context.native.slots
+        extents = slots[plan.input_slots].tolist()
+        at = 0
+        for index, array in enumerate(arrays):
+            expected = tuple(extents[at : at + array.ndim])
+            at += array.ndim
+            if array.shape != expected:
                 raise InvalidArgument(
                     "an input's shape does not agree with the other inputs'",
-                    value=specialization.form.input_names[index], found=arrays[index].shape, expected=expected,
+                    value=specialization.form.input_names[index], found=array.shape, expected=expected,
                 )  # fmt: skip
-        bounds = blueprint.output_bounds
-        shapes = (
-            tuple(context.native.slot(slot) for slot in (dims if bound is None else (bound,)))
-            for dims, bound in zip(blueprint.output_dims, bounds, strict=True)
-        )
-        outputs = [(shape, dtype.numpy) for shape, dtype in zip(shapes, specialization.dtypes, strict=True)]
+        extents, at = slots[plan.output_slots].tolist(), 0
+        outputs: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
+        for index, element in enumerate(specialization.dtypes):
+            rank = 1 if index in plan.open_outputs else len(plan.blueprint.output_dims[index])
+            outputs.append((tuple(extents[at : at + rank]), element.numpy))
+            at += rank
         limit = self._env.limits.tensor_bytes
         for name, (shape, dtype) in zip(specialization.form.output_names, outputs, strict=True):
             if min(shape, default=0) < 0:

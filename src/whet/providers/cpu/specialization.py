@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from whet.codegen.cache import ObjectCache
 from whet.compiler.assemble import Blueprint
 from whet.compiler.compile import compile_graph
@@ -20,6 +22,7 @@ from whet.runtime import program as p
 from whet.runtime.context import RunContext
 from whet.runtime.cores import core_budget
 from whet.runtime.loaded import LoadedProgram
+from whet.runtime.program import Table
 
 PLANS = 16
 """Classes of extents that keep their memory plan, per specialization."""
@@ -45,6 +48,27 @@ class Plan:
 
     loaded: LoadedProgram
     blueprint: Blueprint
+    open_outputs: tuple[int, ...]
+    """The outputs whose extents are known after a run only."""
+    input_slots: Table
+    """The slots of all inputs' extents, one behind the other."""
+    output_slots: Table
+    """The same of all outputs; of an open one, the slot of its most elements alone."""
+
+    @classmethod
+    def of(cls, loaded: LoadedProgram, blueprint: Blueprint) -> Plan:
+        """What runs of a laid-out program need at hand."""
+        outputs = (
+            dims if bound is None else (bound,)
+            for dims, bound in zip(blueprint.output_dims, blueprint.output_bounds, strict=True)
+        )
+        return cls(
+            loaded,
+            blueprint,
+            blueprint.open_outputs,
+            np.array([slot for dims in blueprint.input_dims for slot in dims], np.int64),
+            np.array([slot for dims in outputs for slot in dims], np.int64),
+        )
 
 
 class Specialization:
@@ -77,7 +101,7 @@ class Specialization:
             context = RunContext(self._measure, 1)
             context.prepare(most)
             slots = context.slots
-        return Plan(self._load(self.blueprint.lay_out(slots)), self.blueprint)
+        return Plan.of(self._load(self.blueprint.lay_out(slots)), self.blueprint)
 
     def prepare(self, least: tuple[int, ...], most: tuple[int, ...]) -> Plan:
         """The plan for all extents from `least` to `most`, which stays for good."""
