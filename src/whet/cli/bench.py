@@ -106,7 +106,9 @@ class _Profile:
         return {"profiled_runs": self.runs, "machine_peak": asdict(self.peak), "profile": rows}
 
     def show(self, out: Output) -> None:
-        out.table("Where the time goes", COLUMNS_OF_PROFILE, [table_cells(row) for row in self.rows], right=RIGHT)
+        cells = [table_cells(row) for row in self.rows]
+        # The first column, a list of operators, is the one that may be folded.
+        out.table("Where the time goes", COLUMNS_OF_PROFILE, cells, RIGHT, range(1, len(COLUMNS_OF_PROFILE)))
         p = self.peak
         out.text(f"{self.runs} runs, {sum(row.ms for row in self.rows):.3f} ms of each in steps")
         out.text(

@@ -21,13 +21,17 @@ from rich.table import Table
 
 from whet.errors import Fail, NoSuchFile, WhetError
 
+PIPE_COLUMNS = 110
+
 
 class Output:
     """Where a verb's result goes. With `as_json`, standard output carries one JSON document and nothing else."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self._console = Console(highlight=False)
+        # A file or pipe has no width of its own; tables are made for more than the 80 columns that are assumed then.
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
+        self._console = Console(highlight=False, width=width)
         self._errors = Console(stderr=True, highlight=False)
 
     def text(self, line: str = "") -> None:
@@ -36,21 +40,29 @@ class Output:
             self._console.print(line, soft_wrap=True)
 
     def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        right: Sequence[int] = (),
+        whole: Sequence[int] | None = None,
     ) -> None:
-        """Print a table for people; `right` names the columns, by index, whose cells stand right."""
+        """Print a table for people. `right` names the columns, by index, whose cells stand right; `whole` those whose
+        cells stay on one line (unless given: the first one and those on the right)."""
         if self.as_json:
             return
         if title:
             # Not the table's own title, which would be folded to the width of a narrow table.
             self._console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
         table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        unbroken = {0, *right} if whole is None and right else set(whole or ())
         for index, column in enumerate(columns):
             table.add_column(
                 column,
                 justify="right" if index in right else "left",
                 overflow="fold",
-                no_wrap=index in right or (index == 0 and bool(right)),
+                no_wrap=index in unbroken,
+                min_width=min(len(column), 12),
             )
         for row in rows:
             table.add_row(*(escape(str(cell)) for cell in row))
