@@ -104,10 +104,10 @@ def generator_digest() -> str:
     """A digest of everything that decides what code a kernel's description becomes: the generators' own text."""
     digest = hashlib.sha256(f"{llvmlite.__version__} {llvm.llvm_version_info}".encode())
     root = Path(whet.kernels.__file__).parent.parent
-    for package in ("kernels", "codegen"):
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\n".encode())
-            digest.update(path.read_bytes())
+    packages = (path for package in ("kernels", "codegen") for path in sorted((root / package).rglob("*.py")))
+    for path in (*packages, root / "dtypes.py", root / "config.py"):
+        digest.update(f"{path.relative_to(root)}\n".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
