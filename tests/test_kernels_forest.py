@@ -19,7 +19,7 @@ from whet.codegen.target import AVX2, AVX512, Target
 from whet.dtypes import FLOAT32, FLOAT64, INT32, INT64, DType
 from whet.errors import InvalidArgument
 from whet.kernels.base import BAD_VALUE
-from whet.kernels.trees import Forest, Mode, Transform, TreeEnsemble, build_forest
+from whet.kernels.trees import SIDE_BY_SIDE, Forest, Mode, Transform, TreeEnsemble, build_forest
 from whet.ops.kernels.trees import prepare_classifier, prepare_ensemble, prepare_regressor
 
 Array = np.ndarray[Any, Any]
@@ -66,7 +66,7 @@ def words(spec: TreeEnsemble, trees: Forest, x: Array, base: Array | None = None
     y = np.full((len(x), columns + 1), np.nan, spec.output.numpy)[:, :columns]
     found: dict[str, Any] = {
         "x": x, "y": y, "nodes": trees.nodes, "votes": trees.votes, "roots": trees.roots,
-        "groups": len(trees.roots) // 4, "x_row": x.shape[1], "y_row": columns + 1, "columns": x.shape[1],
+        "groups": len(trees.roots) // SIDE_BY_SIDE, "x_row": x.shape[1], "y_row": columns + 1, "columns": x.shape[1],
     }  # fmt: skip
     if spec.base:
         found["base"] = base

@@ -12,7 +12,7 @@ from whet.dtypes import BOOL, FLOAT32, FLOAT64, INT32, INT64
 from whet.kernels.attention import Attention
 from whet.kernels.base import BAD_VALUE
 from whet.kernels.rnn import ACTIVATIONS, GATES, Activation, Recurrence, pack_recurrent
-from whet.kernels.trees import Forest, TreeEnsemble, build_forest
+from whet.kernels.trees import SIDE_BY_SIDE, Forest, TreeEnsemble, build_forest
 
 from .call import Array, Call, Operand
 from .draw import Draw
@@ -293,7 +293,12 @@ def forest_call(draw: Draw, plan: Grown, target: Target) -> Call:
     x_operand = given(spec.input, x.astype(spec.input.numpy), draw.strides(x.shape, 1))
     width = spec.targets if spec.classes != "one_sided" else 1 if spec.transform == "PROBIT" else 2
     y = made(spec.output, (samples, width), draw.strides((samples, width), 1))
-    words: dict[str, Operand | int] = {"x": x_operand, "y": y, "groups": len(forest.roots) // 4, "columns": columns}
+    words: dict[str, Operand | int] = {
+        "x": x_operand,
+        "y": y,
+        "groups": len(forest.roots) // SIDE_BY_SIDE,
+        "columns": columns,
+    }
     words |= {**x_operand.strides("x_row", ""), **y.strides("y_row", "")}
     words |= {"nodes": _bytes(forest.nodes), "votes": _bytes(forest.votes), "roots": given(INT32, forest.roots)}
     if spec.base:

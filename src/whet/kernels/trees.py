@@ -34,7 +34,7 @@ Aggregate = Literal["SUM", "AVERAGE", "MIN", "MAX"]
 Transform = Literal["NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT"]
 Mode = Literal["LEAF", "LEQ", "LT", "GTE", "GT", "EQ", "NEQ", "MEMBER"]
 
-_SIDE_BY_SIDE = 4
+SIDE_BY_SIDE = 8
 """Trees that a sample walks at once, so that one's memory latency hides behind the others."""
 
 _LESS, _EQUAL, _GREATER, _UNORDERED, _MISSING, _LEAF, _MEMBER = (1 << i for i in range(7))
@@ -144,7 +144,7 @@ def build_forest(
     single = next(iter(kinds)) if len(kinds) == 1 else None
     # NaN fails every comparison but "not equal".
     uniform = None if missing.any() or single in ("NEQ", "MEMBER") else single if kinds else "LEQ"
-    padded = np.full(-(-max(len(roots), 1) // _SIDE_BY_SIDE) * _SIDE_BY_SIDE, count, np.int32)
+    padded = np.full(-(-max(len(roots), 1) // SIDE_BY_SIDE) * SIDE_BY_SIDE, count, np.int32)
     padded[: len(roots)] = roots
     flat = np.array([v for m in members for v in m] or [0.0], np.float64)
     return Forest(
@@ -240,7 +240,7 @@ class TreeEnsemble:
             row = y + sample * y_row
             memory.clear(k, self)
             with k.loop(groups) as group:
-                leaves = self._walk(x + sample * x_row, nodes, roots + group * _SIDE_BY_SIDE, members)
+                leaves = self._walk(x + sample * x_row, nodes, roots + group * SIDE_BY_SIDE, members)
                 for leaf in leaves:
                     self._vote(leaf, votes, memory)
             self._finish(memory, base)
@@ -256,7 +256,7 @@ class TreeEnsemble:
     def _walk(self, x: Pointer, nodes: Pointer, roots: Pointer, members: Pointer | None) -> list[Pointer]:
         """The leaves that a sample reaches in some trees: one step in each tree, until all stand on leaves."""
         k = function_of(x)
-        trees = range(_SIDE_BY_SIDE)
+        trees = range(SIDE_BY_SIDE)
         here = k.variables({i: roots.load(i) for i in trees})
         with k.repeat():
             standing = [_node(nodes, here[i]) for i in trees]

@@ -21,7 +21,7 @@ from whet.compiler.views import View
 from whet.dtypes import FLOAT32, FLOAT64, INT32, INT64, DType
 from whet.errors import InvalidArgument
 from whet.graph import Node, TensorData
-from whet.kernels.trees import Aggregate, Forest, Mode, Transform, TreeEnsemble, build_forest
+from whet.kernels.trees import SIDE_BY_SIDE, Aggregate, Forest, Mode, Transform, TreeEnsemble, build_forest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -284,7 +284,7 @@ def lower_trees(ctx: Lowering, node: Node, group: Group | None) -> None:
             words["label"] = address(label)
             writes.append(label)
         words |= {
-            "x": address(x), "y": address(y), "groups": len(forest.roots) // 4, "x_row": x.strides[0],
+            "x": address(x), "y": address(y), "groups": len(forest.roots) // SIDE_BY_SIDE, "x_row": x.strides[0],
             "y_row": y.strides[0], "columns": x.shape[1], **{name: address(view) for name, view in given.items()},
         }  # fmt: skip
         work = x.shape[0] * (forest.trees * 60)
