@@ -7,7 +7,8 @@ NAME says which extents are changed: `minilm` (batch and length) or `unet` (heig
 - first_ms: a first run of a class less a repeated run, for each of a few classes, in one process that has run another
   class before; the kernels are in the cache on disk. The least of N fresh processes counts.
 - inside_us: a run whose extents differ from the last run's, in one class, less a repeated run, by the shortest of
-  interleaved runs.
+  interleaved runs. Of runs that take milliseconds the difference scatters by tens of microseconds.
+- prepare_us: the same, timed alone: slots, words and addresses of the new extents, and the checks of the shapes.
 - rss: resident bytes at run 200 and at the end of the random shapes (only with --random).
 """
 
@@ -90,7 +91,24 @@ def inside_class(name: str, path: str, rounds: int) -> dict[str, float]:
             changed[index] = min(changed[index], timed(session, feed))
             repeated[index] = min(repeated[index], timed(session, feed))
     extra = max(c - r for c, r in zip(changed, repeated, strict=True))
-    return {"repeated_us": min(repeated) * 1e6, "inside_us": extra * 1e6}
+    prepare = preparing(session, feeds)
+    return {"repeated_us": min(repeated) * 1e6, "inside_us": extra * 1e6, "prepare_us": prepare * 1e6}
+
+
+def preparing(session: Any, feeds: list[Feed]) -> float:
+    """What a run does for an extent that differs from the last run's, alone, in seconds; the shortest of many."""
+    part = session._main.compiled.executor.only_part()
+    lists = [[feed[i.name] for i in session.get_inputs()] for feed in feeds]
+    specialization, context = part._only, part._free.pop()
+    symbols = [tuple(a[i].shape[axis] for i, axis in specialization.sources) for a in lists]
+    best = 1e9
+    for _ in range(300):
+        started = time.perf_counter()
+        for extents, arrays in zip(symbols, lists, strict=True):
+            part._prepare(context, specialization, extents, arrays)
+        best = min(best, (time.perf_counter() - started) / len(lists))
+    part._free.append(context)
+    return best
 
 
 def random_shapes(name: str, path: str, count: int) -> dict[str, float]:
