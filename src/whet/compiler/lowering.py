@@ -75,7 +75,6 @@ class Lowering:
         self.buffers: list[Buffer] = []
         """Buffers of the arena."""
         self.node: Node | None = None
-        self.tape_readers: dict[Node, object] = {}
         self._views: dict[Value, View] = {}
         self._wanted: dict[Value, View] = {}
         self._weight_buffers: dict[Hashable, Buffer] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from whet.compiler.views import Buffer, View
 from whet.dtypes import DType
@@ -47,7 +47,6 @@ class Step:
     """Pairs (input, output) that may share memory when the input is not needed afterwards."""
     tactic: str = ""
     ops: str = ""
-    extra: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
