@@ -27,12 +27,14 @@ LAYERS: list[set[str]] = [
     {"session"},
     {"capi", "transformers", "quantization", "tune", "verify"},
     {"bench", "shim", "demo"},
-    {"cli", "server", "loadgen"},
+    {"server", "loadgen"},
+    {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# Only these may handle protobufs: the format layer, and the two files that wrap `onnx`'s kernels and inference.
-PROTOBUF_FILES = {"ops/onnx_kernels.py", "ops/onnx_infer.py"}
+# Only these may handle protobufs: the format layer, the two files that wrap `onnx`'s kernels and inference, and the
+# server's interface files.
+PROTOBUF_FILES = {"ops/onnx_kernels.py", "ops/onnx_infer.py", "server/protocol/messages.py"}
 MAX_LINES = 600
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -15,6 +15,7 @@ from whet.cli import demo as demo_verb
 from whet.cli import info as info_verb
 from whet.cli import optimize as optimize_verb
 from whet.cli import run as run_verb
+from whet.cli import serve as serve_verb
 from whet.cli.inputs import ImageSettings
 from whet.cli.output import Output
 from whet.errors import Fail, WhetError
@@ -246,6 +247,19 @@ def demo(
 ) -> None:
     """Classify handwritten digits with two small trained models, then optimize both. Needs no network."""
     demo_verb.demo(Output(as_json), output, rounds)
+
+
+@app.command()
+def serve(
+    repository: Annotated[
+        Path, typer.Argument(help="A model, a folder of models, or a repository as Triton has it.", show_default=False)
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="HTTP port; -1 for none.", min=-1, max=65535)] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; -1 for none.", min=-1, max=65535)] = 8001,
+) -> None:
+    """Serve models over HTTP and gRPC (KServe v2, as Triton Inference Server speaks it)."""
+    serve_verb.serve(repository, host, http_port, grpc_port)
 
 
 def run_app() -> int:

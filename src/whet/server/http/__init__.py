@@ -1,0 +1,1 @@
+"""KServe v2 over HTTP: routes, JSON and the binary tensor extension, on granian's RSGI interface."""

@@ -1,0 +1,49 @@
+"""The messages of the published interface files.
+
+They live in a descriptor pool of their own: clients that a program loads beside the server (`tritonclient` is one)
+register messages of the same names in protobuf's process-wide pool, which takes each name once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+DESCRIPTORS = Path(__file__).parent / "proto" / "inference.binpb"
+
+POOL = descriptor_pool.DescriptorPool()
+
+
+def _messages() -> dict[str, Any]:
+    files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+    for file in files.file:
+        POOL.Add(file)
+    found = message_factory.GetMessageClassesForFiles([f.name for f in files.file], POOL)
+    return dict(found)
+
+
+_BY_NAME = _messages()
+
+
+def message(name: str) -> Any:
+    """The class of a message, by its full name: `inference.ModelInferRequest`, `grpc.health.v1.HealthCheckRequest`."""
+    return _BY_NAME[name]
+
+
+def service_methods(name: str) -> dict[str, tuple[Any, Any, bool, bool]]:
+    """A service's methods: request class, answer class, whether requests stream, whether answers do."""
+    service = POOL.FindServiceByName(name)
+    return {
+        m.name: (
+            message_factory.GetMessageClass(m.input_type),
+            message_factory.GetMessageClass(m.output_type),
+            m.client_streaming,
+            m.server_streaming,
+        )
+        for m in service.methods
+    }
+
+
+ModelConfigMessage = message("inference.ModelConfig")
