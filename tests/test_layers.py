@@ -34,7 +34,13 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # Only these may handle protobufs: the format layer, the two files that wrap `onnx`'s kernels and inference, and the
 # server's interface files.
-PROTOBUF_FILES = {"ops/onnx_kernels.py", "ops/onnx_infer.py", "server/protocol/messages.py"}
+PROTOBUF_FILES = {
+    "ops/onnx_kernels.py",
+    "ops/onnx_infer.py",
+    "server/protocol/messages.py",
+    "server/repository/config_file.py",
+    "server/repository/manager.py",
+}
 MAX_LINES = 600
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -49,6 +49,7 @@ class ServedModel:
         self.version = version
         self.session = session
         self.stats = ModelStats()
+        self.load_s = 0.0
         self._check = RequestCheck(config)
         self._outputs = {t.name: t for t in config.outputs}
         loop = asyncio.get_running_loop()

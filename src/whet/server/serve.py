@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from pathlib import Path
 
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server as HttpServer
 
-from whet.errors import NoSuchFile
-from whet.server.auto_config import model_config
 from whet.server.data_plane import DataPlane
 from whet.server.grpc.service import make_server
 from whet.server.http.app import HttpApp
-from whet.server.model import ServedModel
 from whet.server.options import ServerOptions
-from whet.session.inference_session import InferenceSession
+from whet.server.repository.manager import Repository
 
 LOGGER = logging.getLogger("whet.server")
 
@@ -43,26 +39,14 @@ async def serve(options: ServerOptions) -> None:
         rpc = make_server(plane, options.body_bytes)
         rpc.add_insecure_port(f"{options.host}:{options.grpc_port}")
         await rpc.start()
-    for file in _models(options.repository):
-        session = await asyncio.to_thread(InferenceSession, str(file))
-        config = model_config(file.stem, session.get_inputs(), session.get_outputs(), options.max_batch_rows)
-        plane.publish(ServedModel(config, "1", session))
+    repository = Repository(plane, options)
+    await repository.start()
     plane.loading = False
     await stopped.wait()
     plane.draining = True
-    for versions in plane.models.values():
-        for model in versions.values():
-            await model.close()
+    await repository.close()
     if rpc is not None:
         await rpc.stop(options.drain_s)
     for server in servers:
         server.stop()  # type: ignore[no-untyped-call]
     await asyncio.gather(*running)
-
-
-def _models(repository: Path) -> list[Path]:
-    if repository.is_file():
-        return [repository]
-    if not repository.is_dir():
-        raise NoSuchFile("there is no such model repository", file=str(repository))
-    return sorted(repository.glob("*.onnx"))
