@@ -148,9 +148,14 @@ def _selu(x: Array) -> Array:
     return np.where(x <= 0, np.expm1(np.minimum(x, 0)) * 1.5, x) * 1.25
 
 
-def _silu(x: Array) -> Array:
-    with np.errstate(all="ignore"):
-        return np.where(x == -np.inf, 0, x / (1 + np.exp(-x)))
+def _limit(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The function with its limit, 0, at -infinity; float64 arithmetic may give NaN there."""
+
+    def held(x: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return np.where(x == -np.inf, 0, function(x))
+
+    return held
 
 
 def _softplus(x: Array) -> Array:
@@ -225,9 +230,10 @@ OPS = [
     Op("hard_swish", ONE, _wide(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)), close=8),
     Op("softplus", ONE, _wide(_softplus), close=8), Op("softsign", ONE, _wide(lambda x: x / (1 + np.abs(x))), close=4),
     Op("mish", ONE, _wide(lambda x: x * np.tanh(_softplus(x))), close=8),
-    Op("gelu", ONE, _wide(lambda x: x / 2 * (1 + _erf(x / math.sqrt(2)))), close=8),
-    Op("gelu_tanh", ONE, _wide(lambda x: x / 2 * (1 + np.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))), close=8),
-    Op("silu", ONE, _wide(_silu), close=8),
+    Op("gelu", ONE, _wide(_limit(lambda x: x / 2 * (1 + _erf(x / math.sqrt(2))))), close=8),
+    Op("gelu_tanh", ONE,
+       _wide(_limit(lambda x: x / 2 * (1 + np.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))))), close=8),
+    Op("silu", ONE, _wide(_limit(lambda x: x / (1 + np.exp(-x)))), close=8),
     Op("silu", ONE, _wide(lambda x: x / (1 + np.exp(-1.5 * x))), numbers=(1.5,), close=8),
     Op("shrink", each(NUMBERS), _shrink, numbers=(0.5, 1.5)),
     *(Op("where", ((BOOL, kind, kind),), np.where, kind) for kind in (*NUMBERS, BOOL, FLOAT16)),

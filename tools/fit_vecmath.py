@@ -104,17 +104,18 @@ def to_float32(x: D) -> float:
     return float(struct.unpack("<f", struct.pack("<f", float(x)))[0])
 
 
-def polynomial(function: Real, low: D, high: D, degree: int, single: bool) -> list[float]:
-    """Coefficients, lowest first, of a polynomial near `function` on [low, high]."""
+def polynomial(function: Real, low: D, high: D, degree: int, single: bool, weight: Real = lambda x: ONE) -> list[float]:
+    """Coefficients, lowest first, of a polynomial near `function` on [low, high]; errors count times `weight`."""
     nodes = chebyshev_nodes(low, high, degree + 1 if not single else 3 * (degree + 1))
+    weights = [weight(x) ** 2 for x in nodes]
     left = [function(x) for x in nodes]
     coefficients: list[float] = []
     for k in range(degree + 1):
         powers = range(k, degree + 1)
         rows = []
         for p in powers:
-            row = [sum((x ** (p + q) for x in nodes), D(0)) for q in powers]
-            rows.append([*row, sum((x**p * f for x, f in zip(nodes, left, strict=True)), D(0))])
+            row = [sum((w * x ** (p + q) for x, w in zip(nodes, weights, strict=True)), D(0)) for q in powers]
+            rows.append([*row, sum((w * x**p * f for x, f, w in zip(nodes, left, weights, strict=True)), D(0))])
         exact = solve(rows)
         if not single:
             return [float(c) for c in exact]
@@ -193,6 +194,8 @@ def main() -> None:
     tail = lambda r: (r.exp() - 1 - r) / (r * r)  # noqa: E731
     show("EXP_F32", "(exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2", polynomial(tail, low_ln2, half_ln2, 4, True))
     show("EXP_F64", "(exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2", polynomial(tail, low_ln2, half_ln2, 9, False))
+    show("EXP_SHORT_F32", "(exp(r) - 1) / r for |r| <= ln(2)/2, less exact",
+         polynomial(lambda r: (r.exp() - 1) / r, low_ln2, half_ln2, 4, True, lambda r: r / (r / 2).exp()))  # fmt: skip
     two = lambda r: ((r * LN2).exp() - 1) / r  # noqa: E731
     half = D("0.5000001")
     show("EXP2_F32", "(2^r - 1) / r for |r| <= 1/2", polynomial(two, -half - D("1e-5"), half, 5, True))
@@ -216,8 +219,9 @@ def main() -> None:
     above, below = rational(erf_over, D(0), D("3.93") ** 2, 6, 5, True)
     show("ERF_F32_TOP", "erf(x)/x for z = x^2, |x| <= 3.93: numerator", above)
     show("ERF_F32_BOTTOM", "... and denominator", below)
-    show("TANH_SMALL_F32", "(tanh(x)/x - 1) / z for z = x^2, |x| <= 0.625",
-         polynomial(lambda z: (tanh_over(z) - 1) / z, D(0), D("0.3907"), 5, True))  # fmt: skip
+    above, below = rational(lambda z: erf_over(z / 2) / (2 * root), D(0), D("5.5") ** 2, 6, 5, True)
+    show("NORMAL_F32_TOP", "erf(x/sqrt(2)) / (2x) for z = x^2, |x| <= 5.5: numerator", above)
+    show("NORMAL_F32_BOTTOM", "... and denominator", below)
     show("ERF_SMALL_F64", "erf(x)/x - 1 for z = x^2, |x| <= 1",
          polynomial(lambda z: erf_over(z) - 1, D(0), ONE, 12, False))  # fmt: skip
     above, below = rational(erfcx, ONE, D(6), 8, 8, False)

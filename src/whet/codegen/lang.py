@@ -28,6 +28,7 @@ from whet.codegen.ops import (
     iota,
     is_nan,
     less_or_second,
+    look_up,
     maximum,
     minimum,
     multiply_by_power_of_two,
@@ -50,7 +51,7 @@ __all__ = [
     "Variables", "absolute", "add_saturating", "all_true", "any_true", "broadcast", "ceil", "clamp",
     "concatenate", "convert", "convert_in_range", "convert_saturating", "copysign", "count_leading_zeros",
     "count_ones", "dot_bf16", "dot_u8s8", "floor", "fma", "greater_or_second", "halves", "integer_range",
-    "interleave", "iota", "is_nan", "less_or_second", "maximum", "minimum", "multiply_by_power_of_two", "polynomial",
-    "prefix_mask", "reduce", "reduce_maximum", "reduce_minimum", "reduce_sum", "reinterpret", "round_even", "select",
-    "shuffle", "sqrt", "subtract_saturating", "truncate",
+    "interleave", "iota", "is_nan", "less_or_second", "look_up", "maximum", "minimum", "multiply_by_power_of_two",
+    "polynomial", "prefix_mask", "reduce", "reduce_maximum", "reduce_minimum", "reduce_sum", "reinterpret",
+    "round_even", "select", "shuffle", "sqrt", "subtract_saturating", "truncate",
 ]  # fmt: skip

@@ -272,6 +272,17 @@ def dot_bf16(accumulator: Value, a: Value, b: Value) -> Value:
     return accumulator.renamed(emitter.intrinsic(name, accumulator.type_text, pairs))
 
 
+def look_up(low: Value, high: Value, places: Value) -> Value:
+    """Elements of a table of float32 that fills two registers, `low` before `high`, at int32 `places` of which only the
+    lowest bits count (AVX-512's vpermt2ps)."""
+    emitter = low.emitter
+    _require(emitter.target, "avx512f")
+    if (low.dtype.name, places.dtype.name, places.lanes) != ("float32", "int32", 16) or low.lanes != 16:
+        raise LanguageError("vpermt2ps works on whole registers of float32 and int32", found=(low, places))
+    pairs = [(low.type_text, low.name), (places.type_text, places.name), (high.type_text, low.like(high).name)]
+    return low.renamed(emitter.intrinsic("llvm.x86.avx512.vpermi2var.ps.512", low.type_text, pairs))
+
+
 def multiply_by_power_of_two(x: Value, exponent: Value) -> Value:
     """x * 2**exponent, rounded once, for whole numbers `exponent` given as floats (AVX-512's vscalef)."""
     emitter = x.emitter

@@ -232,11 +232,7 @@ def dequantize(q: Value, scale: Value, zero_point: Value) -> Value:
 
 def silu(x: Value, alpha: float) -> Value:
     """x sigmoid(alpha x); 0 at -infinity for alpha 1."""
-    if alpha != 1.0:
-        return x * vecmath.sigmoid(x * alpha)
-    # The lowest number's sigmoid is 0: the product has no NaN there.
-    lowest = -3.4028234663852886e38 if x.dtype is FLOAT32 else -1.7976931348623157e308
-    return greater_or_second(x.like(lowest), x) * vecmath.sigmoid(x)
+    return vecmath.silu(x) if alpha == 1.0 else x * vecmath.sigmoid(x * alpha)
 
 
 def mish(x: Value) -> Value:

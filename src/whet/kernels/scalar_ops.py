@@ -180,13 +180,13 @@ _TABLE: dict[str, tuple[Operation, frozenset[DType], int]] = {
     "atan": (_unary(inverse.atan), _FLOATS, 20),
     "sinh": (_unary(hyperbolic.sinh), _FLOATS, 40),
     "cosh": (_unary(hyperbolic.cosh), _FLOATS, 25),
-    "tanh": (_unary(vecmath.tanh), _FLOATS, 25),
+    "tanh": (_unary(vecmath.tanh), _FLOATS, 20),
     "asinh": (_unary(hyperbolic.asinh), _FLOATS, 60),
     "acosh": (_unary(hyperbolic.acosh), _FLOATS, 60),
     "atanh": (_unary(hyperbolic.atanh), _FLOATS, 35),
     "erf": (_unary(vecmath.erf), _FLOATS, 22),
     # activations; numbers are the attributes in the standard's order
-    "sigmoid": (_unary(vecmath.sigmoid), _FLOATS, 20),
+    "sigmoid": (_unary(vecmath.sigmoid), _FLOATS, 17),
     "relu": (_unary(lambda x: f.larger(x.like(0), x)), _NUMBERS, 1),
     "leaky_relu": (_leaky_relu, _FLOATS, 3),
     "prelu": (_prelu, _NUMBERS, 3),
@@ -199,9 +199,9 @@ _TABLE: dict[str, tuple[Operation, frozenset[DType], int]] = {
     "softplus": (_unary(vecmath.softplus), _FLOATS, 45),
     "softsign": (_unary(lambda x: x / (1.0 + absolute(x))), _FLOATS, 5),
     "mish": (_unary(f.mish), _FLOATS, 24),
-    "gelu": (_unary(vecmath.gelu), _FLOATS, 26),
-    "gelu_tanh": (_unary(vecmath.gelu_tanh), _FLOATS, 30),
-    "silu": (lambda step, x: f.silu(x, float(step.numbers[0]) if step.numbers else 1.0), _FLOATS, 22),
+    "gelu": (_unary(vecmath.gelu), _FLOATS, 18),
+    "gelu_tanh": (_unary(vecmath.gelu_tanh), _FLOATS, 17),
+    "silu": (lambda step, x: f.silu(x, float(step.numbers[0]) if step.numbers else 1.0), _FLOATS, 14),
     # numbers: (bias, lambd)
     "shrink": (_numbers(f.shrink), _NUMBERS, 4),
     # quantization: quantize(x, scale, zero point), round_saturate(x, zero point), dequantize(q, scale, zero point)

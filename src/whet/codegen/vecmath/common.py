@@ -70,10 +70,14 @@ def power_of_two(exponent: Value) -> Value:
     return reinterpret((exponent + form.bias) << form.fraction_bits, dtype)
 
 
+def scales_at_once(x: Value) -> bool:
+    """Whether one instruction multiplies x by any power of two, subnormal and infinite results too."""
+    return x.emitter.target.has("avx512f") and x.lanes * x.dtype.bits == 512
+
+
 def scale(x: Value, exponent: Value, whole: Value) -> Value:
     """x * 2**exponent rounded once, for x near 1; the exponent as integer and as float (`whole`)."""
-    register = x.emitter.target.vector_bits == 512 and x.lanes * x.dtype.bits == 512
-    if register and x.emitter.target.has("avx512f"):
+    if scales_at_once(x):
         return multiply_by_power_of_two(x, whole)
     # Half of it twice: 2**exponent itself may be too large or too small to be a float.
     half = exponent >> 1
