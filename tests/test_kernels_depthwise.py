@@ -27,6 +27,8 @@ CASES: list[tuple[Window, tuple[int, int], Epilogue | None]] = [
     (window((3, 2), (1, 3), (2, 3), (2, 1, 0, 4)), (6, 14), None),
     (window((1, 7), pads=(0, 6, 0, 0)), (1, 13), RESIDUAL),
     (window((2, 2)), (3, 9), None),
+    (window((7, 7), pads=(3, 3, 3, 3)), (6, 8), BIAS_RELU),
+    (window((3, 3), pads=(3, 1, 4, 1)), (2, 5), None),
 ]
 
 
@@ -34,8 +36,8 @@ CASES: list[tuple[Window, tuple[int, int], Epilogue | None]] = [
 @pytest.mark.parametrize("known", [False, True], ids=["widths at run time", "widths known"])
 def test_depthwise(target: Target, known: bool) -> None:
     rng = np.random.default_rng(0)
-    runs, checks = [], []
-    for number, (channels, (taps, image, epilogue)) in enumerate(itertools.product((1, 3, 8, 17, 36), CASES)):
+    runs, checks, sums = [], [], []
+    for number, (channels, (taps, image, epilogue)) in enumerate(itertools.product((3, 16, 36), CASES)):
         extents = taps.extents(image)
         whole = random(rng, 2, *image, channels + 1)
         x = whole[..., :channels]
@@ -43,14 +45,20 @@ def test_depthwise(target: Target, known: bool) -> None:
         output = unused(2, *extents, channels + 2)
         columns = (image[1], extents[1]) if known else None
         spec = Depthwise(
-            taps, channels, columns=columns, pixels=4 - number % 2, rows=2, vectors=1 + number % 3, epilogue=epilogue
-        )
+            taps, channels, columns=columns, pixels=4 - number % 2, rows=2 + number % 2, vectors=1 + number % 3,
+            epilogue=epilogue, lines=1 + number // 2 % 3, out_rows=extents[0] if known and number % 3 else None,
+            pixel_stride=channels + 1 if number % 5 < 3 else None, totals=number % 2 == 1,
+        )  # fmt: skip
         words: dict[str, Any] = {
             "x": whole, "w": pack_depthwise_weights(weights, target.lanes(spec.dtype)), "c": output, "in0": image[0],
             "out0": extents[0], "x_n": whole[0].size, "x_s0": whole[0, 0].size, "x_s1": channels + 1,
             "ldc": channels + 2, "c_n": output[0].size,
         }  # fmt: skip
         words |= {} if known else {"in1": image[1], "out1": extents[1]}
+        if spec.out_rows is not None:
+            del words["out0"]
+        if spec.pixel_stride is not None:
+            del words["x_s1"]
         if target.runs_on(host_target()):
             words["x"] = guarded(words["x"], front=number % 4 < 2)
         exact = convolve(x.astype(np.float64), weights.astype(np.float64), taps, channels)
@@ -62,14 +70,22 @@ def test_depthwise(target: Target, known: bool) -> None:
             words["e0"] = residual = random(rng, 2, *extents, channels)
             words |= {"e0_s": channels, "e0_n": residual[0].size}
             exact = exact + residual
+        totals = unused(2, -(-extents[0] // spec.rows), channels)
+        words |= {"totals": totals, "totals_n": totals[0].size} if spec.totals else {}
         runs.append(Run(spec, words, spec.tiles(target, extents[0], 2), calls=2))
         checks.append((output, exact, bound, (channels, taps, image)))
+        if spec.totals:
+            starts = range(0, extents[0], spec.rows)
+            exact_sums, bounds = (np.add.reduceat(v.sum(2), starts, axis=1) for v in (exact, bound + 1e-6 * abs(exact)))
+            sums.append((totals, exact_sums, bounds, (channels, taps, image)))
     assert not any(run_kernels(target, runs))
     for output, exact, bound, where in checks:
         got = output[..., :-2]
         assert not np.isnan(got).any(), where
         assert (np.abs(got - exact) <= bound).all(), where
         assert np.isnan(output[..., -2:]).all(), where
+    for got, exact, bound, where in sums:
+        assert (np.abs(got - exact) <= bound).all(), where
 
 
 def test_order_of_packed_weights() -> None:
