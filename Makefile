@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint unit fuzz random-graphs clean
+.PHONY: demo test lint unit fuzz random-graphs bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/whet demo
@@ -27,6 +27,21 @@ fuzz: $(VENV)/.test
 
 random-graphs: $(VENV)/.test
 	$(BIN)/python -m tests.random_graphs --count 100000 --jobs $(JOBS)
+
+# Every model beside the peers (half an hour of a quiet machine), its answers beside float64, and the plot of the README.
+# TORCH=PYTHON adds torch.compile, from an environment that benchmarks/torch_worker.py describes.
+NETWORKS := build/networks
+THREADS ?= 2
+ROUNDS ?= 7
+MODELS = $(NETWORKS) $(wildcard ../shared/models)
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/networks.py $(NETWORKS)
+	$(BIN)/python benchmarks/zoo.py --threads $(THREADS) --rounds $(ROUNDS) $(if $(TORCH),--torch $(TORCH)) \
+	    --output benchmarks/results/zoo.json $(MODELS)
+	$(BIN)/python benchmarks/plot.py --output benchmarks/results/speed_ups.svg benchmarks/results/zoo.json
+	$(BIN)/python benchmarks/overhead.py --output benchmarks/results/overhead.json
+	$(BIN)/python benchmarks/accuracy.py --output benchmarks/results/accuracy.json $(MODELS)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Whet needs Python 3.11 or newer")'

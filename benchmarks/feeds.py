@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,11 @@ class Input(Protocol):
     name: str
     type: str
     shape: list[int | str | None]
+
+
+def model_files(given: str) -> list[str]:
+    """The models in a folder, or the one that is given."""
+    return sorted(map(str, Path(given).glob("*.onnx"))) if Path(given).is_dir() else [given]
 
 
 def make_feed(inputs: Sequence[Input], batch: int = 1, length: int = 128, image: int = 64) -> dict[str, Any]:

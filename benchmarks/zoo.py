@@ -1,9 +1,11 @@
 """A folder of models on Whet and its peers: one process per engine, interleaved rounds, float32 everywhere.
 
-usage: python benchmarks/zoo.py [--threads 2] [--rounds 7] [--batch 1] [--output FILE.json] MODEL.onnx ...
+usage: python benchmarks/zoo.py [--threads 2] [--rounds 7] [--batch 1] [--torch PYTHON] [--output FILE.json] MODEL ...
 
 Prints, per model, each engine's lower quartile in milliseconds and Whet's speed-up over the best peer, with the
-interval that 95% of resampled rounds fall into.
+interval that 95% of resampled rounds fall into. A folder stands for the models in it. `--torch` names the Python of an
+environment with PyTorch, timm and transformers (see `torch_worker.py`): it adds torch.compile where that knows the
+model. An engine that does not compute in float32 is not timed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from feeds import make_feed
+import torch_worker
+from feeds import make_feed, model_files
 
 import whet
 from whet.bench.runner import SideBySide, run_side_by_side
@@ -61,14 +64,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--torch", help="the Python of an environment with PyTorch")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     rows = []
-    for path in arguments.models:
+    for path in (p for given in arguments.models for p in model_files(given)):
         session = whet.InferenceSession(path, providers=["ReferenceExecutionProvider"])
         feed = make_feed(session.get_inputs(), arguments.batch)
         del session
-        result = run_side_by_side(path, ENGINES, feed, threads=arguments.threads, rounds=arguments.rounds)
+        more = {}
+        if arguments.torch is not None and Path(path).stem in torch_worker.NETWORKS:
+            more["torch.compile"] = [arguments.torch, torch_worker.__file__]
+        result = run_side_by_side(
+            path, ENGINES, feed, threads=arguments.threads, rounds=arguments.rounds, external=more
+        )
         row: dict[str, Any] = {**result.as_dict(), "batch": arguments.batch}
         text = f"{Path(path).stem:<24}"
         outputs = {r.engine: r.outputs for r in result.results if r.outputs}

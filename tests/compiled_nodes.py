@@ -12,7 +12,7 @@ from onnx import ModelProto, helper, numpy_helper
 import whet
 from whet.codegen.target import host_target
 from whet.compiler.compile import lower_graph
-from whet.compiler.lowering import LowerEnv
+from whet.compiler.lowering import LowerEnv, Lowering
 from whet.compiler.specialize import Specializer
 from whet.config import DEFAULT_LIMITS
 from whet.formats.onnx import load_model
@@ -116,9 +116,14 @@ def random_array(rng: np.random.Generator, shape: Sequence[int], dtype: Any) -> 
     return rng.standard_normal(shape).astype(kind)
 
 
-def steps(model: bytes) -> list[str]:
-    """What the compiler makes of a model: the tactic of every step."""
+def lowered(model: bytes) -> Lowering:
+    """The rows that the compiler makes of a model for this machine, its extents as they are declared."""
     loaded = load_model(model)
     optimize(loaded, "all")
     specialized = Specializer(loaded, DEFAULT_LIMITS).specialize({})
-    return [step.tactic for step in lower_graph(specialized, LowerEnv(host_target())).steps]
+    return lower_graph(specialized, LowerEnv(host_target()))
+
+
+def steps(model: bytes) -> list[str]:
+    """What the compiler makes of a model: the tactic of every step."""
+    return [step.tactic for step in lowered(model).steps]

@@ -373,6 +373,19 @@ def test_dot_products_of_bfloat16() -> None:
     np.testing.assert_array_equal(sums, want)
 
 
+def test_elements_of_a_table_in_registers() -> None:
+    table = RNG.standard_normal(32).astype(np.float32)
+    places = RNG.integers(-(2**31), 2**31, 16).astype(np.int32)
+    found = np.zeros(16, np.float32)
+    module = lang.Module(AVX512_VNNI)
+    with module.function("look_up") as k:
+        rows = k.pointer("table", FLOAT32)
+        numbers = k.pointer("places", INT32).load(0, 16)
+        k.pointer("found", FLOAT32).store(lang.look_up(rows.load(0, 16), rows.load(16, 16), numbers))
+    run(module, [Call("look_up", [table, places, found])])
+    np.testing.assert_array_equal(found, table[places & 31])
+
+
 def test_int64_constants_keep_all_bits() -> None:
     module = lang.Module(AVX512_VNNI)
     with module.function("f") as k:

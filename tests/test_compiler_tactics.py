@@ -25,7 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LAST = (0, 2, 3, 1)
 NAMES = [tactic.name for tactic in CONV_TACTICS]
-STEP_NAMES = {"pointwise": "gemm", "direct": "conv", "im2col": "conv-im2col"}
+STEP_NAMES = {"pointwise": "gemm", "direct": "conv", "im2col": "conv-im2col", "padded": "conv-padded"}
 """What steps of a tactic are called where it is not the tactic's own name."""
 
 
@@ -41,18 +41,28 @@ def random_conv(rng: np.random.Generator, tactic: str, number: int) -> tuple[byt
     """A convolution that the tactic can do, in some layout, with some work behind it."""
     images, channels, outputs = (int(rng.integers(1, high)) for high in (4, 40, 40))
     kernel = (1, 1) if tactic == "pointwise" else (3, 3)
+    if tactic.startswith("winograd-line"):
+        taps = int(rng.integers(3, int(tactic[-1])))
+        kernel = (taps, 1) if number % 2 else (1, taps)
     image = tuple(int(n) for n in rng.integers(1, 15, 2))
     attributes: dict[str, Any] = {}
     if tactic != "pointwise":
         pads = [int(p) for p in rng.integers(0, 3, 4)]
         # The window must fit in the padded image.
-        pads[2:] = [max(p, 3 - n - b) for p, n, b in zip(pads[2:], image, pads[:2], strict=True)]
-        attributes["pads"] = pads if number % 4 else [1, 1, 1, 1]
+        pads[2:] = [max(p, t - n - b) for p, n, b, t in zip(pads[2:], image, pads[:2], kernel, strict=True)]
+        pads = [p if kernel[i % 2] > 1 else 0 for i, p in enumerate(pads)]
+        attributes["pads"] = pads if number % 4 or kernel != (3, 3) else [1, 1, 1, 1]
     group = 1
     if tactic == "depthwise":
         channels = outputs = group = channels + 1
         attributes |= {"group": group, "strides": [1 + number % 2, 1]}
-    elif tactic in ("direct", "im2col"):
+    elif tactic.endswith("stride2"):
+        attributes |= {"strides": [2, 2]}
+    elif tactic in ("direct", "im2col", "padded"):
+        if tactic == "padded":
+            group = 1 + number % 3
+            channels, outputs = (channels % 16 + 1) * group, (outputs % 16 + 1) * group
+            attributes |= {"group": group}
         attributes |= {"strides": [1, 1 + number % 2]}
     x = rng.standard_normal((images, channels, *image)).astype(np.float32)
     w = rng.standard_normal((outputs, channels // group, *kernel)).astype(np.float32)
@@ -98,8 +108,24 @@ def test_residual_behind_large_layers() -> None:
             behind=[("Add", ["y", "x"]), ("Relu", ["y"])],
         )  # fmt: skip
         (expected,) = onnxruntime.InferenceSession(model).run(None, feeds)
-        for tactic in ("winograd4", "winograd2"):
+        for tactic in ("winograd4", "winograd2", "winograd4-few"):
             (got,) = session(model, tactic).run(None, feeds)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6 * float(np.abs(expected).max()))
+
+
+def test_lines_of_one_spatial_axis() -> None:
+    rng = np.random.default_rng(6)
+    for number, (taps, length, symbolic) in enumerate(((5, 40, False), (3, 7, True), (7, 30, False), (4, 4, True))):
+        x, w = rng.standard_normal((2, 33, length)), rng.standard_normal((33, 33, taps))
+        model, feeds = single_node(
+            "Conv", {"x": x.astype(np.float32), "w": w.astype(np.float32)}, constant=("w",), pads=[taps - 1, 0],
+            symbolic=symbolic, behind=[("Add", ["y", "x"]), ("Relu", ["y"])],
+        )  # fmt: skip
+        (expected,) = onnxruntime.InferenceSession(model).run(None, feeds)
+        for tactic in ("winograd-line8", "winograd-line6")[: 1 if taps > 5 else 2]:
+            found = session(model, tactic, 1 + number % 2)
+            (got,) = found.run(None, feeds)
+            assert tactic in _tactics(found)
             np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6 * float(np.abs(expected).max()))
 
 
@@ -111,6 +137,8 @@ def test_refused_tactics_say_why() -> None:
         ("winograd2", {"dilations": [2, 2]}, "strides or dilations"),
         ("pointwise", {}, "not 1x1"),
         ("depthwise", {}, "more than one channel"),
+        ("winograd4-stride2", {}, "strides other than 2"),
+        ("winograd-line8", {}, "not along one axis"),
     ):
         model, _ = single_node("Conv", {"x": x, "w": w}, constant=("w",), **attributes)
         with pytest.raises(InvalidArgument, match=reason):
@@ -129,7 +157,7 @@ def geometry(channels: int, outputs: int, size: int, **changes: Any) -> Geometry
 
 
 def chosen(g: Geometry) -> str:
-    return choose("conv", CONV_TACTICS, g, LowerEnv(AVX512))
+    return choose("conv", CONV_TACTICS, g, LowerEnv(replace(AVX512, cpu="znver5")))
 
 
 def test_choice() -> None:
@@ -137,7 +165,9 @@ def test_choice() -> None:
     assert chosen(geometry(320, 320, 64)) == "winograd4"
     # Few tiles of 4 x 4, half of them beyond the image, have not enough work for the weights' way to the points.
     assert chosen(geometry(512, 512, 6)) == "winograd2"
-    assert chosen(geometry(3, 32, 224)) == "im2col"
+    assert chosen(geometry(512, 512, 7)) == "winograd4-few"
+    assert chosen(geometry(256, 256, 14)) == "winograd4"
+    assert chosen(geometry(3, 32, 224)) == "padded"
     assert chosen(geometry(256, 256, 1)) == "direct"
     assert chosen(geometry(64, 64, 56, element=INT32)) == "direct"
     assert chosen(geometry(64, 64, 56, constant=False)) == "direct"
@@ -146,9 +176,18 @@ def test_choice() -> None:
     pointwise = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
     assert chosen(geometry(64, 64, 56, window=pointwise)) == "pointwise"
     assert chosen(geometry(3, 64, 56, window=pointwise)) == "pointwise"
+    line = Window((5, 1), (1, 1), (1, 1), (0, 0, 0, 0))
+    assert chosen(geometry(256, 512, 0, window=line, image=(512, 1), out=(508, 1))) == "winograd-line8"
+    assert chosen(geometry(64, 64, 0, window=line, image=(6, 1), out=(2, 1), images=64)) == "winograd-line6"
+    assert chosen(geometry(256, 512, 0, window=line, image=(5, 1), out=(1, 1))) == "direct"
     strided = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
-    assert chosen(geometry(64, 64, 56, window=strided)) == "direct"
-    assert chosen(geometry(3, 64, 112, window=strided)) == "im2col"
+    assert chosen(geometry(64, 64, 56, window=strided)) == "winograd4-stride2"
+    assert chosen(geometry(256, 256, 14, window=strided)) == "winograd2-stride2"
+    assert chosen(geometry(512, 512, 7, window=strided)) == "direct"
+    assert chosen(geometry(64, 64, 56, window=strided, constant=False)) == "direct"
+    assert chosen(geometry(3, 64, 112, window=strided)) == "padded"
+    spread = Window((3, 3), (1, 1), (1, 2), (1, 2, 1, 2))
+    assert chosen(geometry(3, 32, 224, window=spread)) == "im2col"
 
 
 def test_profile_names_the_tactic(tmp_path: Path) -> None:

@@ -13,7 +13,18 @@ from whet import dtypes
 from whet.dtypes import FLOAT32, INT64, DType
 from whet.errors import InvalidGraph
 from whet.graph import Expr, Graph, Model, Node, Patch, TensorData, TensorType, Value, apply
-from whet.graph.dims import Known, broadcast, ceil_div, exact_div, floor_div, maximum, minimum, product, symbol
+from whet.graph.dims import (
+    Known,
+    broadcast,
+    ceil_div,
+    exact_div,
+    floor_div,
+    maximum,
+    minimum,
+    multiple_of,
+    product,
+    symbol,
+)
 from whet.graph.order import sort
 from whet.graph.tensor import pack
 from whet.graph.text import format_graph
@@ -80,6 +91,10 @@ def test_division_has_one_normal_form() -> None:
     assert floor_div(4 * h + 5, 4) == h + 1
     assert exact_div(6 * h, 3) == 2 * h
     assert exact_div(6 * h + 1, 3) is None
+    assert multiple_of(12 * h * h + 18 * h) == 6
+    assert multiple_of(12 * h + 1) == 1
+    assert multiple_of(49) == 49
+    assert multiple_of(0) == 0
     assert exact_div(h * symbol("w"), h) == symbol("w")
     assert floor_div(7, 2) == 3
 

@@ -300,3 +300,29 @@ def test_nothing_is_written_beside_the_rows(target: Target) -> None:
     np.testing.assert_allclose(case.y, case.expected(), rtol=2e-5, atol=4e-6)
     assert (room[..., :2] == 7).all()
     assert (room[..., 7:] == 7).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_tiles_of_other_sizes(target: Target) -> None:
+    cases = []
+    for size in (1, 32, 128, 256):
+        cases += [Case(Attention(20, 12, tile_queries=size), 1, 2, 1, queries, 200) for queries in (3, 40, 130, 260)]
+        cases.append(Case(Attention(8, 8, causal=True, tile_queries=size), 1, 1, 1, 150, 300, offset=150))
+    check(target, cases)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_weights_are_exact_powers(target: Target) -> None:
+    # Scores that are exact: what is left is the error of exponentials, of their sums and of one product.
+    cases = []
+    for queries in (1, 40):
+        case = Case(Attention(1, 2, scale=1.0, mask=FLOAT32), 1, 1, 1, queries, 2)
+        steps = np.linspace(-30.0, 0.0, 2 * queries, dtype=np.float32)
+        case.mask = np.stack([steps[::2], np.zeros(queries, np.float32)], axis=-1).reshape(1, 1, queries, 2)
+        case.q[...] = 0.0
+        case.v[0, 0] = [[1.0, 0.0], [0.0, 1.0]]
+        cases.append(case)
+    assert run_kernels(target, [case.run(target) for case in cases]) == [0, 0]
+    for case in cases:
+        # log2(e) times a score of 30 is rounded to 2**-19.
+        np.testing.assert_allclose(case.y, case.expected(), rtol=2e-6, atol=0)

@@ -15,7 +15,8 @@ from tests.kernel_tools import Run, run_kernel, run_kernels
 from whet.codegen.target import AVX2, AVX512, NEON, Target, host_target
 from whet.dtypes import FLOAT32, FLOAT64, INT32, DType
 from whet.kernels.expression import Step, Tape
-from whet.kernels.gemm import Gemm, PackB, choose_tile, pack_b
+from whet.kernels.gemm import Gemm, PackB, pack_b
+from whet.kernels.gemm_tile import Problem, candidates, choose_tile, rests
 from whet.kernels.tile import Epilogue
 
 Array = np.ndarray[Any, Any]
@@ -87,12 +88,43 @@ def test_every_remainder(target: Target, fixed: bool) -> None:
 def test_the_tile_that_is_chosen(target: Target, m: int) -> None:
     rng = np.random.default_rng(m)
     n, k = 75, 50
-    mr, nv, m_block, panels = choose_tile(target, m, n, k)
-    spec = Gemm(mr=mr, nv=nv, m_block=m_block, panels=panels, m=m, n=n, k=k, lda=k)
+    tile = choose_tile(target, Problem(n, k, m))
+    spec = Gemm(
+        mr=tile.mr, nv=tile.nv, m_block=tile.m_block, panels=tile.panels, m=m, n=n, k=k, lda=k, ahead=tile.ahead
+    )  # fmt: skip
     a, b, c = random(rng, m, k), random(rng, k, n), unused(m, n)
     words = {"a": a, "b": pack_b(b, spec.width(target)), "c": c, "ldc": n}
     assert run_kernel(target, spec, words, spec.tiles(target, m, n)) == 0
     check(c, a, b, m)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("panels", [1, 2])
+def test_what_is_fetched_ahead_changes_nothing(target: Target, panels: int) -> None:
+    rng = np.random.default_rng(panels)
+    mr, nv, multiple = 4, 2, 7
+    nr = nv * target.lanes(FLOAT32)
+    runs, checks = [], []
+    for ahead, (m, m_block), n, k in itertools.product((1, 3), ((7, 7), (21, 14), (14, 10)), (nr - 1, 3 * nr), (3, 18)):
+        a, b, c = random(rng, m, k), random(rng, k, n), unused(m, n)
+        spec = Gemm(mr=mr, nv=nv, m_block=m_block, panels=panels, ahead=ahead, multiple=multiple)
+        words = {"a": a, "b": pack_b(b, nr), "c": c, "m": m, "n": n, "k": k, "lda": k, "ldc": n}
+        runs.append(Run(spec, words, spec.tiles(target, m, n), calls=2))
+        checks.append((c, a, b, (ahead, m, m_block, n, k)))
+    assert not any(run_kernels(target, runs))
+    for case in checks:
+        check(*case)
+
+
+def test_rests_of_blocks() -> None:
+    assert rests(48, 6, 49, 1) == [1]
+    assert rests(49, 10, None, 49) == [9], "a batch of images of 49 pixels is cut in images"
+    assert rests(48, 6, None, 196) == [2, 4]
+    assert rests(48, 6, None, 1) is None
+    for m_block, mr, multiple in itertools.product((1, 5, 12, 14), (1, 4, 5), (1, 3, 7, 12)):
+        found = rests(m_block, mr, None, multiple)
+        left = {min(m_block, m - start) % mr for m in range(0, 500, multiple) for start in range(0, m, m_block)} - {0}
+        assert found is None or left <= set(found)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -202,13 +234,17 @@ def test_panels_of_packed_weights() -> None:
 
 
 def test_chosen_tiles_fit_the_registers() -> None:
-    for target, m, n, k in itertools.product(
-        (AVX512, AVX2, NEON), (None, 1, 3, 49, 4096), (1, 24, 96, 1000), (0, 3, 4096)
+    for target, (m, multiple), n, k in itertools.product(
+        (AVX512, AVX2, NEON),
+        ((None, 1), (None, 49), (None, 197), (0, 1), (1, 1), (3, 1), (49, 1), (4096, 1)),
+        (0, 1, 24, 96, 1000),
+        (0, 3, 4096),
     ):
-        mr, nv, m_block, panels = choose_tile(target, m, n, k)
-        assert 1 <= mr <= m_block, "a block has at least one tile"
-        assert mr * nv + nv < target.vector_registers, "sums, a row of B and one element of A are in registers"
-        assert panels >= 1
+        for tile in candidates(target, Problem(n, k, m, multiple, threads=3)):
+            mr, nv = tile.mr, tile.nv
+            assert 1 <= mr <= tile.m_block, "a block has at least one tile"
+            assert mr * nv + nv < target.vector_registers, "sums, a row of B and one element of A are in registers"
+            assert tile.panels >= 1
 
 
 @pytest.mark.parametrize("target", TARGETS[:2])

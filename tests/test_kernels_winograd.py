@@ -17,7 +17,8 @@ from whet.dtypes import FLOAT32, FLOAT64, DType
 from whet.kernels.expression import Step, Tape
 from whet.kernels.tile import Epilogue
 from whet.kernels.winograd import Winograd, pack_point_weights, pack_tap_weights
-from whet.kernels.winograd_points import POINTS, weight_matrix
+from whet.kernels.winograd_axis import Axis
+from whet.kernels.winograd_few import WinogradFew, choose_few_tile
 from whet.kernels.winograd_tile import choose_winograd_tile
 
 Array = np.ndarray[Any, Any]
@@ -82,9 +83,12 @@ class Prepared:
     case: Case
 
 
-def prepare(target: Target, case: Case, m: int, rng: np.random.Generator, number: int) -> Prepared:
+def prepare(
+    target: Target, case: Case, axis: Axis, rng: np.random.Generator, number: int, few: bool = False
+) -> Prepared:
     """A run of one case. Input and output are parts of wider rows; tiles and blocks change with `number`."""
-    win = window((3, 3), pads=case.pads)
+    m = axis.m
+    win = window((3, 3), (axis.stride, axis.stride), pads=case.pads)
     extents = win.extents(case.image)
     whole = random(rng, case.images, *case.image, case.channels + 2, dtype=case.dtype)
     whole[..., case.channels :] = np.nan
@@ -94,13 +98,19 @@ def prepare(target: Target, case: Case, m: int, rng: np.random.Generator, number
     spec = Winograd(
         case.channels, case.outputs, m, case.pads[:2], case.dtype, (extents[0], extents[1]) if case.fixed else None,
         mr=(5, 3, 4)[number % 3], nv=(2, 1)[number % 2], block=(6, 5, 7, 1)[number % 4], panels=1 + number % 2,
-        depth=case.depth, epilogue=case.epilogue,
+        depth=case.depth, epilogue=case.epilogue, stride=axis.stride,
     )  # fmt: skip
+    if few:
+        rows = (4, 3, 1)[number % 3]
+        spec = WinogradFew(
+            case.channels, case.outputs, m, case.pads[:2], case.dtype, spec.extents, mr=rows, nv=1, block=rows,
+            panels=1 + number % 2, depth=target.lanes(case.dtype) * (1 + number % 2), epilogue=case.epilogue,
+        )  # fmt: skip
     strides = [s // whole.itemsize for s in whole.strides]
     width = spec.width(target)
-    packed = pack_point_weights(weights, m, width)
-    if case.depth is not None:
-        packed = pack_tap_weights(weights, width, case.depth)
+    packed = pack_point_weights(weights, spec.axis.matrix(), width)
+    if spec.depth is not None:
+        packed = pack_tap_weights(weights, width, spec.depth)
     words: dict[str, Any] = {
         "x": whole, "zero": np.zeros(case.channels, case.dtype.numpy), "x_n": strides[0], "x_s0": strides[1],
         "x_s1": strides[2], "in0": case.image[0], "in1": case.image[1], "images": case.images, "w": packed,
@@ -135,10 +145,22 @@ def prepare(target: Target, case: Case, m: int, rng: np.random.Generator, number
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("axis", [Axis(2), Axis(4), Axis(2, 2), Axis(4, 2)], ids=str)
+def test_every_remainder(target: Target, axis: Axis) -> None:
+    rng = np.random.default_rng(axis.m)
+    table = cases(axis.m * axis.stride, target.lanes(FLOAT32))
+    check(target, [prepare(target, case, axis, rng, n) for n, case in enumerate(table)])
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("m", [2, 4])
-def test_every_remainder(target: Target, m: int) -> None:
+def test_few_tiles(target: Target, m: int) -> None:
     rng = np.random.default_rng(m)
-    prepared = [prepare(target, case, m, rng, n) for n, case in enumerate(cases(m, target.lanes(FLOAT32)))]
+    table = cases(m, target.lanes(FLOAT32))
+    check(target, [prepare(target, case, Axis(m), rng, n, few=True) for n, case in enumerate(table)])
+
+
+def check(target: Target, prepared: list[Prepared]) -> None:
     assert not any(run_kernels(target, [p.run for p in prepared]))
     for p in prepared:
         got = p.output[..., :-1]
@@ -147,32 +169,39 @@ def test_every_remainder(target: Target, m: int) -> None:
         assert np.isnan(p.output[..., -1]).all(), p.case
 
 
-@pytest.mark.parametrize(("m", "most"), [(2, 5e-7), (4, 1.5e-6)])
+@pytest.mark.parametrize(
+    ("axis", "most"), [(Axis(2), 5e-7), (Axis(4), 1.5e-6), (Axis(2, 2), 4e-7), (Axis(4, 2), 8e-7)], ids=str
+)
 @pytest.mark.parametrize("depth", [None, 64])
-def test_errors_of_whole_layers(m: int, most: float, depth: int | None) -> None:
+def test_errors_of_whole_layers(axis: Axis, most: float, depth: int | None) -> None:
     """Root mean square, relative to the values', on a layer behind a ReLU."""
     target = host_target()
     rng = np.random.default_rng(0)
     x = np.maximum(random(rng, 1, 14, 14, 128), 0)
     weights = random(rng, 64, 128, 3, 3)
-    spec = Winograd(128, 64, m, depth=depth)
+    spec = Winograd(128, 64, axis.m, depth=depth, stride=axis.stride)
+    size = 14 // axis.stride
     width = spec.width(target)
-    packed = pack_point_weights(weights, m, width) if depth is None else pack_tap_weights(weights, width, depth)
-    output = unused(1, 14, 14, 64)
+    packed = pack_point_weights(weights, spec.axis.matrix(), width)
+    if depth is not None:
+        packed = pack_tap_weights(weights, width, depth)
+    output = unused(1, size, size, 64)
     words: dict[str, Any] = {
         "x": x, "zero": np.zeros(128, np.float32), "x_n": x.size, "x_s0": 14 * 128, "x_s1": 128, "in0": 14, "in1": 14,
-        "out0": 14, "out1": 14, "images": 1, "w": packed, "c": output, "ldc": 64, "c_n": output.size,
+        "out0": size, "out1": size, "images": 1, "w": packed, "c": output, "ldc": 64, "c_n": output.size,
     }  # fmt: skip
-    assert run_kernels(target, [Run(spec, words, spec.tiles(target, (14, 14), 1))]) == [0]
-    exact = convolve(x.astype(np.float64), weights.astype(np.float64), window((3, 3), pads=(1, 1, 1, 1)), 1)
+    assert run_kernels(target, [Run(spec, words, spec.tiles(target, (size, size), 1))]) == [0]
+    win = window((3, 3), (axis.stride, axis.stride), pads=(1, 1, 1, 1))
+    exact = convolve(x.astype(np.float64), weights.astype(np.float64), win, 1)
     assert np.sqrt(np.mean((output - exact) ** 2) / np.mean(exact**2)) < most
 
 
-@pytest.mark.parametrize("m", sorted(POINTS))
-def test_weights_at_the_points(m: int) -> None:
+@pytest.mark.parametrize("axis", [Axis(2), Axis(4), Axis(2, 2), Axis(4, 2)], ids=str)
+def test_weights_at_the_points(axis: Axis) -> None:
     weights = np.random.default_rng(0).standard_normal((5, 3, 3, 3))
-    g = weight_matrix(m)
-    packed = pack_point_weights(weights, m, 4)
+    g, m = axis.matrix(), axis.m
+    assert g.shape == (m + 2, 3)
+    packed = pack_point_weights(weights, g, 4)
     assert packed.shape == (2, (m + 2) ** 2, 3, 4)
     expected = g @ weights[4, 2] @ g.T
     np.testing.assert_allclose(packed[1, :, 2, 0].reshape(m + 2, m + 2), expected, rtol=1e-13, atol=1e-13)
@@ -180,14 +209,18 @@ def test_weights_at_the_points(m: int) -> None:
 
 
 @pytest.mark.parametrize("target", [AVX512, AVX2, NEON], ids=["avx512", "avx2", "neon"])
-@pytest.mark.parametrize("m", sorted(POINTS))
-def test_chosen_tiles_fit(target: Target, m: int) -> None:
+@pytest.mark.parametrize("axis", [Axis(2), Axis(4), Axis(2, 2), Axis(4, 2)], ids=str)
+def test_chosen_tiles_fit(target: Target, axis: Axis) -> None:
     for channels in (1, 16, 48, 100, 256, 1280):
         for outputs in (1, 16, 65, 512):
             for count in (None, 1, 4, 49, 1000):
-                mr, nv, block, panels, depth = choose_winograd_tile(target, channels, outputs, count, m, threads=2)
+                mr, nv, block, panels, depth = choose_winograd_tile(target, channels, outputs, count, axis, threads=2)
                 assert mr * nv + nv + 1 <= target.vector_registers
                 assert 1 <= block <= max(count or 10**6, 1)
                 assert 1 <= panels <= -(-outputs // (nv * target.lanes(FLOAT32)))
                 assert depth is None or depth % target.lanes(FLOAT32) == 0
-                assert depth is None or channels * outputs * (m + 2) ** 2 * 4 > 1 << 20
+                few = choose_few_tile(target, channels, outputs, count, axis, threads=2)
+                assert few[0] == few[2]
+                assert few[0] * axis.reach + 8 <= max(target.vector_registers, axis.reach + 8)
+                assert few[4] % target.lanes(FLOAT32) == 0
+                assert depth is None or channels * outputs * axis.weights**2 * 4 > 1 << 20

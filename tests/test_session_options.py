@@ -109,7 +109,7 @@ def test_unknown_keys_are_refused() -> None:
         options.add_session_config_entry("session.disable_cpu_fallback", "1")
     with pytest.raises(InvalidArgument, match="Did you mean 'deadline_ms'"):
         run_options.add_run_config_entry("deadline", "1")
-    for key in ("tune", "precision", "verify"):
+    for key in ("tuned", "precision", "verify"):
         with pytest.raises(InvalidArgument, match="unknown session configuration key"):
             options.add_session_config_entry(key, "1")
     with pytest.raises(RuntimeError, match="has not been set"):

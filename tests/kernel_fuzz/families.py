@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import folds, indexing, layers, moves, norms, pointwise, products, products_more
+from . import chains, folds, indexing, layers, moves, norms, pointwise, products, products_more
 from .call import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -46,8 +46,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("pack b", products.pack_spec, products.pack_call),
     Family("conv", products.conv_spec, products.conv_call, weight=3, cost=2),
     Family("im2col", products.im2col_spec, products.conv_call, weight=3, cost=2),
+    Family("padded", products.padded_spec, products.conv_call, weight=3, cost=2),
     Family("depthwise", products.depthwise_spec, products.depthwise_call, weight=2),
+    Family("chain", chains.chain_spec, chains.chain_call, weight=2, cost=3),
     Family("winograd", products_more.winograd_spec, products_more.winograd_call, weight=2, cost=3),
+    Family("scale panels", products_more.scale_spec, products_more.scale_call, weight=0.5),
+    Family("winograd few", products_more.few_spec, products_more.winograd_call, cost=3),
+    Family("winograd line", products_more.line_spec, products_more.line_call, weight=2, cost=3),
     Family("tap sum", products_more.tap_spec, products_more.tap_call, cost=3),
     Family("pool rows", products_more.rows_spec, products_more.rows_call, weight=2),
     Family("fma rate", products_more.fma_spec, products_more.fma_call, weight=0.25),

@@ -26,7 +26,7 @@ def attention_spec(draw: Draw, target: Target) -> Attention:
     return Attention(
         draw.one((1, 3, 8, 16, 20, 32)), draw.one((1, 4, 7, 16, 24)), draw.one((None, 0.25)), causal, left, right,
         draw.one((None, None, FLOAT32, BOOL)), lengths, lengths is not None and draw.chance(0.4),
-        draw.one((0.0, 0.0, 5.0)), draw.chance(0.2),
+        draw.one((0.0, 0.0, 5.0)), draw.chance(0.2), draw.one((64, 64, 16, 128)),
     )  # fmt: skip
 
 

@@ -106,6 +106,8 @@ def apply_tape(tape: Tape, *values: Array) -> Array:
             found.append(-a[0])
         elif step.op == "abs":
             found.append(np.abs(a[0]))
+        elif step.op == "tanh":
+            found.append(np.tanh(a[0]))
         elif step.op == "mul":
             found.append(a[0] * a[1])
         elif step.op == "add":

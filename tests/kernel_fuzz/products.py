@@ -11,6 +11,7 @@ import numpy as np
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, FLOAT64, DType
 from whet.kernels.conv import Conv, Convolution, Window, pack_conv_weights
+from whet.kernels.conv_padded import ConvPadded
 from whet.kernels.depthwise import Depthwise, pack_depthwise_weights
 from whet.kernels.expression import Step, Tape
 from whet.kernels.gemm import Gemm, PackB, pack_b
@@ -32,7 +33,7 @@ def register_tile(draw: Draw, target: Target) -> tuple[int, int]:
 
 
 def epilogue(draw: Draw, dtype: DType, row: bool) -> Epilogue | None:
-    """Additions and multiplications of operands, and a cheap activation."""
+    """Additions and multiplications of operands, and an activation; the long one makes tiles go through memory."""
     if draw.chance(0.3):
         return None
     kinds: list[OperandKind] = ["column", "scalar", "full", *(["row"] if row else [])]  # type: ignore[list-item]
@@ -43,7 +44,7 @@ def epilogue(draw: Draw, dtype: DType, row: bool) -> Epilogue | None:
     for i in range(len(chosen)):
         steps.append(Step(draw.one(("add", "mul")), dtype, (here, i + 1)))
         here = count + len(steps) - 1
-    for op in draw.random.sample(("relu", "neg", "abs"), draw.integer(0, 1)):
+    for op in draw.random.sample(("relu", "neg", "abs", "tanh"), draw.integer(0, 1)):
         steps.append(Step(op, dtype, (here,)))
         here = count + len(steps) - 1
     return Epilogue(Tape((dtype,) * count, tuple(steps), (here,)), chosen)
@@ -56,7 +57,8 @@ def gemm_spec(draw: Draw, target: Target) -> Gemm:
     lda = None if k is None or draw.chance(0.5) else k + draw.one((0, 0, 3))
     return Gemm(
         dtype, m, n, k, lda, mr, nv, draw.one((1, mr, 2 * mr, 2 * mr + 1, 30)), draw.integer(1, 3),
-        epilogue(draw, dtype, True), draw.chance(0.6), draw.chance(0.4),
+        epilogue(draw, dtype, True), draw.chance(0.6), draw.chance(0.4), draw.one((0, 0, 1, 3)),
+        1 if m is not None else draw.one((1, 1, 2, 7, 10)),
     )  # fmt: skip
 
 
@@ -67,6 +69,7 @@ def _fixed(draw: Draw, fixed: int | None, most: int) -> int:
 def gemm_call(draw: Draw, spec: Gemm, target: Target) -> Call:
     dtype = spec.dtype
     m, n, k = _fixed(draw, spec.m, 40), _fixed(draw, spec.n, 70), _fixed(draw, spec.k, 40)
+    m -= m % spec.multiple
     batch0, batch1 = (draw.extent(2), draw.extent(2)) if spec.batch else (1, 1)
     words: dict[str, Operand | int] = {}
     words |= {name: v for name, v, f in (("m", m, spec.m), ("n", n, spec.n), ("k", k, spec.k)) if f is None}
@@ -208,7 +211,7 @@ def _image(draw: Draw, window: Window, budget: int) -> tuple[int, ...]:
 
 def conv_spec(draw: Draw, target: Target) -> Conv:
     settings, _ = _settings(draw, target)
-    return Conv(**settings)
+    return Conv(**settings, ahead=draw.one((0, 0, 1, 3)))
 
 
 def im2col_spec(draw: Draw, target: Target) -> ConvIm2col:
@@ -218,8 +221,22 @@ def im2col_spec(draw: Draw, target: Target) -> ConvIm2col:
     return ConvIm2col(**settings, channels_last=last, pixel_stride=stride)
 
 
-def _settings(draw: Draw, target: Target) -> tuple[dict[str, Any], tuple[int, ...]]:
-    window = _window(draw, draw.one((1, 2, 2, 2, 3)))
+def padded_spec(draw: Draw, target: Target) -> ConvPadded:
+    settings, _ = _settings(draw, target, 2)
+    window = settings["window"]
+    settings["window"] = Window(window.kernel, window.strides, (window.dilations[0], 1), window.pads)
+    if settings["extents"] is not None:
+        settings["extents"] = (draw.integer(1, 7), draw.integer(1, 7))
+    del settings["m_block"], settings["panels"]
+    last = draw.chance(0.6)
+    stride = None if draw.chance(0.4) else settings["channels"] * settings["groups"] if last else 1
+    return ConvPadded(
+        **settings, rows=draw.integer(1, 4), columns=draw.integer(1, 9), channels_last=last, pixel_stride=stride
+    )
+
+
+def _settings(draw: Draw, target: Target, rank: int | None = None) -> tuple[dict[str, Any], tuple[int, ...]]:
+    window = _window(draw, draw.one((1, 2, 2, 2, 3)) if rank is None else rank)
     dtype = draw.one(TYPES)
     mr, nv = register_tile(draw, target)
     channels, groups = draw.one((1, 2, 3, 4, 5, 8, 9, 16)), draw.one((1, 1, 1, 2, 3))
@@ -252,7 +269,7 @@ def convolved(x: Array, weights: Array, window: Window, groups: int, extents: tu
     return result
 
 
-def _image_for(draw: Draw, spec: Convolution) -> tuple[int, ...]:
+def _image_for(draw: Draw, spec: Convolution | ConvPadded) -> tuple[int, ...]:
     """A random image, or one that has the output's extents where those are fixed."""
     window = spec.window
     if spec.extents is None:
@@ -264,9 +281,9 @@ def _image_for(draw: Draw, spec: Convolution) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def conv_call(draw: Draw, spec: Conv | ConvIm2col, target: Target) -> Call:
+def conv_call(draw: Draw, spec: Conv | ConvIm2col | ConvPadded, target: Target) -> Call:
     window, groups, dtype = spec.window, spec.groups, spec.dtype
-    rank, last = window.rank, not isinstance(spec, ConvIm2col) or spec.channels_last
+    rank, last = window.rank, isinstance(spec, Conv) or spec.channels_last
     image = _image_for(draw, spec)
     if min(image) < 1:
         image = tuple(max(i, 1) for i in image)
@@ -277,7 +294,7 @@ def conv_call(draw: Draw, spec: Conv | ConvIm2col, target: Target) -> Call:
     shape = (images, *image, channels)
     values = draw.values(dtype, shape)
     weights = draw.values(dtype, (outputs, spec.channels, *window.kernel))
-    fixed = spec.pixel_stride if isinstance(spec, ConvIm2col) else None
+    fixed = None if isinstance(spec, Conv) else spec.pixel_stride
     strides = draw.strides(shape, rank + 1 if last else None)
     if last and fixed is not None:
         strides = dense(shape)
@@ -289,7 +306,7 @@ def conv_call(draw: Draw, spec: Conv | ConvIm2col, target: Target) -> Call:
     words |= {f"x_s{i}": strides[1 + i] for i in range(rank) if fixed is None or i < rank - 1}
     if not last:
         words["x_c"] = strides[-1]
-    if not isinstance(spec, ConvIm2col):
+    if isinstance(spec, Conv):
         words["zero"] = given(dtype, np.zeros(spec.channels, dtype.numpy))
     if spec.extents is None:
         words |= numbers("out", extents)
@@ -297,6 +314,8 @@ def conv_call(draw: Draw, spec: Conv | ConvIm2col, target: Target) -> Call:
     words["w"] = given(dtype, packed, align=64)
     y = convolved(values, weights, window, groups, extents)
     finish_words(draw, spec.epilogue, dtype, y, window.taps * spec.channels, words)
+    if isinstance(spec, ConvPadded):
+        return Call(words, spec.tiles((extents[0], extents[1]), images))
     return Call(words, spec.tiles(target, math.prod(extents), images))
 
 
@@ -309,8 +328,8 @@ def _word_names(spec: Any) -> tuple[str, ...]:
 
 def finish_words(
     draw: Draw, epilogue: Epilogue | None, dtype: DType, y: Array, depth: int, words: dict[str, Operand | int]
-) -> None:
-    """The output's words, and the epilogue's, of a convolution of result y."""
+) -> tuple[Array, float]:
+    """The output's words, and the epilogue's, of a convolution of result y; what comes out, and its error at most."""
     images, outputs, pixels = y.shape[0], y.shape[-1], math.prod(y.shape[1:-1])
     flat = y.reshape(images, pixels, outputs)
 
@@ -340,18 +359,19 @@ def finish_words(
     else:
         c = made(dtype, flat.shape, place(), result, limit * 8, bound)
     words |= {"c": c, "c_n": c.window.strides[0], "ldc": c.window.strides[1]}
+    return result.reshape(y.shape), bound + limit * 8 * float(np.abs(result).max(initial=0))
 
 
 def depthwise_spec(draw: Draw, target: Target) -> Depthwise:
     window = _window(draw, 2)
-    dtype = draw.one(TYPES)
-    columns = None
-    if draw.chance(0.4):
-        image = _image(draw, window, 100)
-        columns = (image[1], window.extents(image)[1])
+    dtype, channels = draw.one(TYPES), draw.extent(70, 1)
+    image = _image(draw, window, 100)
+    extents = window.extents(image)
     return Depthwise(
-        window, draw.extent(70, 1), dtype, columns, draw.integer(1, 7), draw.integer(1, 4), draw.integer(1, 4),
-        epilogue(draw, dtype, False),
+        window, channels, dtype, (image[1], extents[1]) if draw.chance(0.4) else None, draw.integer(1, 7),
+        draw.integer(1, 4), draw.integer(1, 4), epilogue(draw, dtype, False), draw.integer(1, 3),
+        extents[0] if draw.chance(0.4) else None, channels + draw.one((0, 0, 3)) if draw.chance(0.5) else None,
+        draw.chance(0.3),
     )  # fmt: skip
 
 
@@ -360,16 +380,34 @@ def depthwise_call(draw: Draw, spec: Depthwise, target: Target) -> Call:
     image = _image(draw, window, draw.one((9, 100)))
     if spec.columns is not None:
         image = (image[0], spec.columns[0])
+    if spec.out_rows is not None:
+        reach = (window.kernel[0] - 1) * window.dilations[0] + 1 - window.pads[0] - window.pads[2]
+        least = (spec.out_rows - 1) * window.strides[0] + reach
+        image = (max(least, 1) + draw.integer(0, window.strides[0] - 1), image[1])
+        while window.extents(image)[0] > spec.out_rows:
+            image = (image[0] - 1, image[1])
     extents = window.extents(image)
     images = draw.extent(2)
     values = draw.values(dtype, (images, *image, channels))
     weights = draw.values(dtype, (channels, 1, *window.kernel))
     strides = draw.strides(values.shape, 3)
+    if spec.pixel_stride is not None:
+        row = spec.pixel_stride * image[1] + draw.one((0, 0, 5))
+        strides = (row * image[0] + draw.one((0, 2)), row, spec.pixel_stride, 1)
     words: dict[str, Operand | int] = {"x": given(dtype, values, strides), "x_n": strides[0]}
-    words |= {"x_s0": strides[1], "x_s1": strides[2], "in0": image[0], "out0": extents[0]}
+    words |= {"x_s0": strides[1], "in0": image[0]}
+    words |= {} if spec.pixel_stride is not None else {"x_s1": strides[2]}
+    words |= {} if spec.out_rows is not None else {"out0": extents[0]}
     words |= {} if spec.columns is not None else {"in1": image[1], "out1": extents[1]}
     words["w"] = given(dtype, pack_depthwise_weights(weights, target.lanes(dtype)), align=64)
-    finish_words(draw, spec.epilogue, dtype, _by_channel(values, weights, window, extents), window.taps, words)
+    y = _by_channel(values, weights, window, extents)
+    result, error = finish_words(draw, spec.epilogue, dtype, y, window.taps, words)
+    if spec.totals:
+        sums = np.stack([result[:, r : r + spec.rows].sum((1, 2)) for r in range(0, extents[0], spec.rows)], 1)
+        strides = (sums.shape[1] * channels + draw.one((0, 3)), channels, 1)
+        bound = 2 * spec.rows * extents[1] * error
+        totals = made(dtype, sums.shape, strides, sums, 0, bound)
+        words |= {"totals": totals, "totals_n": strides[0]}
     return Call(words, spec.tiles(target, extents[0], images))
 
 

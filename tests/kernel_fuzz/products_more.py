@@ -14,9 +14,12 @@ from whet.kernels.peak import READS, FmaRate, ReadRate
 from whet.kernels.pool import Pool
 from whet.kernels.pool import Window as PoolWindow
 from whet.kernels.pool_rows import PoolRows
+from whet.kernels.scale_panels import ScalePanels
 from whet.kernels.tap_sum import TapSum
 from whet.kernels.walk import working
 from whet.kernels.winograd import Winograd, pack_point_weights, pack_tap_weights
+from whet.kernels.winograd_few import WinogradFew
+from whet.kernels.winograd_line import WinogradLine, pack_line_weights
 
 from .call import Array, Call, Operand, dense
 from .draw import FLOATS, Draw
@@ -36,6 +39,16 @@ def winograd_spec(draw: Draw, target: Target) -> Winograd:
     return Winograd(
         channels, draw.extent(40, 1), draw.one((2, 4)), (draw.integer(0, 2), draw.integer(0, 2)), dtype, extents, mr,
         nv, draw.one((1, mr, 2 * mr, 9)), draw.integer(1, 3), depth, epilogue(draw, dtype, False),
+        draw.one((1, 1, 2)),
+    )  # fmt: skip
+
+
+def few_spec(draw: Draw, target: Target) -> WinogradFew:
+    plain, rows = winograd_spec(draw, target), draw.integer(1, 5)
+    depth = plain.depth or target.lanes(plain.dtype)
+    return WinogradFew(
+        plain.channels, plain.outputs, plain.tile, plain.pads, plain.dtype, plain.extents, rows, 1, rows,
+        plain.panels, depth, plain.epilogue,
     )  # fmt: skip
 
 
@@ -43,25 +56,22 @@ def winograd_call(draw: Draw, spec: Winograd, target: Target) -> Call:
     dtype, images = spec.dtype, draw.extent(2)
     ends = (draw.integer(0, 2), draw.integer(0, 2))
     pads = [spec.pads[i] + ends[i] for i in range(2)]
+    stride = spec.stride
     if spec.extents is not None:
         # The padding behind an image too small is what makes up for it.
-        image = tuple(max(spec.extents[i] + 2 - pads[i], 1) for i in range(2))
         out = spec.extents
-        ends = tuple(out[i] + 2 - image[i] - spec.pads[i] for i in range(2))  # type: ignore[assignment]
-        if min(ends) < 0:
-            image = tuple(out[i] + 2 - spec.pads[i] for i in range(2)) if min(ends) < 0 else image
-            ends = (0, 0)
-            image = tuple(max(i, 1) for i in image)
-            ends = tuple(max(out[i] + 2 - image[i] - spec.pads[i], 0) for i in range(2))  # type: ignore[assignment]
+        reach = [(extent - 1) * stride + 3 for extent in out]
+        image = tuple(max(reach[i] - pads[i], 1) for i in range(2))
+        ends = tuple(max(reach[i] - image[i] - spec.pads[i], 0) for i in range(2))  # type: ignore[assignment]
     else:
         image = tuple(max(3 - p, 1) + draw.integer(0, 9) for p in pads)
-        out = tuple(image[i] + pads[i] - 2 for i in range(2))  # type: ignore[assignment]
+        out = tuple((image[i] + pads[i] - 3) // stride + 1 for i in range(2))  # type: ignore[assignment]
     values = draw.values(dtype, (images, *image, spec.channels))
     weights = draw.values(dtype, (spec.outputs, spec.channels, 3, 3))
     strides = draw.strides(values.shape, 3)
     width = spec.width(target)
     if spec.depth is None:
-        packed = pack_point_weights(weights, spec.tile, width)
+        packed = pack_point_weights(weights, spec.axis.matrix(), width)
     else:
         packed = pack_tap_weights(weights, width, spec.depth)
     words: dict[str, Operand | int] = {"x": given(dtype, values, strides), "x_n": strides[0], "images": images}
@@ -70,11 +80,75 @@ def winograd_call(draw: Draw, spec: Winograd, target: Target) -> Call:
     if spec.extents is None:
         words |= numbers("out", out)
     words["w"] = given(dtype, packed, align=64)
-    window = ConvWindow((3, 3), (1, 1), (1, 1), (*spec.pads, *ends))
+    window = ConvWindow((3, 3), (stride, stride), (1, 1), (*spec.pads, *ends))
     y = convolved(values, weights, window, 1, tuple(out))
     # Points cost some digits.
     finish_words(draw, spec.epilogue, dtype, y, spec.channels * 9 * 64, words)
     return Call(words, spec.tiles(target, out, images))
+
+
+def scale_spec(draw: Draw, target: Target) -> ScalePanels:
+    return ScalePanels(draw.integer(1, 4), draw.extent(40, 1) if draw.chance(0.4) else None, draw.one(TYPES))
+
+
+def scale_call(draw: Draw, spec: ScalePanels, target: Target) -> Call:
+    k, panels, matrices = spec.k or draw.extent(40), draw.extent(4), draw.extent(3)
+    packed = draw.values(spec.dtype, (panels, k, spec.width(target)))
+    shared = draw.chance(0.3)
+    factors = np.broadcast_to(draw.values(spec.dtype, (1 if shared else matrices, k)), (matrices, k))
+    stride = 0 if shared else k + draw.one((0, 0, 3))
+    expected = packed.astype(np.float64) * factors.astype(np.float64)[:, None, :, None]
+    scaled = made(spec.dtype, expected.shape, None, expected, align=64)
+    words: dict[str, Operand | int] = {
+        "packed": given(spec.dtype, packed, None, align=64), "factors": given(spec.dtype, factors, (stride, 1)),
+        "scaled": scaled, "panels": panels, "factors_i": stride,
+    }  # fmt: skip
+    words |= {} if spec.k is not None else {"k": k}
+    return Call(words, matrices * panels)
+
+
+def line_spec(draw: Draw, target: Target) -> WinogradLine:
+    dtype, points = draw.one(TYPES), draw.one((6, 8))
+    mr, nv = register_tile(draw, target)
+    return WinogradLine(
+        draw.one((1, 2, 3, 5, 8, 9, 16, 17, 20)), draw.extent(40, 1), draw.integer(3, points - 1), points,
+        draw.integer(0, 3), dtype, draw.integer(1, 20) if draw.chance(0.3) else None, mr, min(nv, 3),
+        draw.one((1, mr, 2 * mr, 9)), draw.integer(1, 3), epilogue(draw, dtype, False),
+    )  # fmt: skip
+
+
+def line_call(draw: Draw, spec: WinogradLine, target: Target) -> Call:
+    dtype, images, lines, reach = spec.dtype, draw.extent(2), draw.extent(4), spec.taps - 1
+    end = draw.integer(0, 3)
+    length = max(spec.taps - spec.pad - end, 1) + draw.integer(0, 20)
+    if spec.extent is not None:
+        # The padding behind a line too short is what makes up for it.
+        length = max(spec.extent + reach - spec.pad - end, 1)
+        end = max(spec.extent + reach - spec.pad - length, 0)
+    out = spec.extent if spec.extent is not None else length + spec.pad + end - reach
+    down = draw.chance(0.5)
+    order = (1, 0) if down else (0, 1)
+    image = tuple((lines, length)[i] for i in order)
+    extents = tuple((lines, out)[i] for i in order)
+    values = draw.values(dtype, (images, *image, spec.channels))
+    weights = draw.values(dtype, (spec.outputs, spec.channels, spec.taps))
+    strides = draw.strides(values.shape, 3)
+    words: dict[str, Operand | int] = {"x": given(dtype, values, strides), "x_n": strides[0]}
+    words |= {"x_l": strides[1 + order[0]], "x_s": strides[1 + order[1]], "in": length, "lines": lines}
+    words |= {"images": images, "zero": given(dtype, np.zeros(spec.channels, dtype.numpy))}
+    if spec.extent is None:
+        words["out"] = out
+    words["w"] = given(dtype, pack_line_weights(weights, spec.points, spec.width(target)), align=64)
+    kernel, pads = ((spec.taps, 1), (spec.pad, 0, end, 0)) if down else ((1, spec.taps), (0, spec.pad, 0, end))
+    window = ConvWindow(kernel, (1, 1), (1, 1), pads)
+    y = convolved(values, weights.reshape(*weights.shape[:2], *kernel), window, 1, extents)
+    # Points cost some digits.
+    finish_words(draw, spec.epilogue, dtype, y, spec.channels * spec.taps * 64, words)
+    for name, line in (("ldc", "c_l"), *((f"e{i}_s", f"e{i}_l") for i in range(4) if f"e{i}_s" in words)):
+        pixel = words[name]
+        assert isinstance(pixel, int)
+        words |= {name: pixel * lines, line: pixel} if down else {line: pixel * out}
+    return Call(words, spec.tiles(target, out, lines * images))
 
 
 def tap_spec(draw: Draw, target: Target) -> TapSum:

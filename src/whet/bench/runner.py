@@ -24,6 +24,9 @@ from whet.version import __version__
 ROUND_SECONDS = 0.25
 """What one engine's share of a round should take; slow engines run once a round."""
 
+PRECISION = "float32"
+"""What every engine computes in."""
+
 SETTLE_SECONDS = 0.06
 """Between two engines' turns: the threads of some spin that long after a run, on cores that the next one needs."""
 
@@ -78,11 +81,14 @@ class SideBySide:
 class _Process:
     """A worker process and its JSON-lines conversation."""
 
-    def __init__(self, engine: str, model: str, feed: Path, results: Path, threads: int) -> None:
+    def __init__(
+        self, engine: str, model: str, feed: Path, results: Path, threads: int, command: Sequence[str] | None = None
+    ) -> None:
         self.engine = engine
+        start = command or [sys.executable, "-m", "whet.bench.worker", engine]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "whet.bench.worker", engine, model, str(feed), str(results), str(threads)],
+            [*start, model, str(feed), str(results), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -133,18 +139,23 @@ def run_side_by_side(
     threads: int = 0,
     rounds: int = 7,
     models: Mapping[str, str] | None = None,
+    external: Mapping[str, Sequence[str]] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> SideBySide:
     """Time `engines` on `model` with `feed`; `models` gives single engines another file (an optimized one).
 
-    `threads` is each engine's count (0: its own choice). Engines that fail are listed with their error. Raises
-    InvalidArgument or EPFail for an engine that is unknown or not installed.
+    `threads` is each engine's count (0: its own choice). `external`: commands of engines that Whet does not know, which
+    speak the protocol of `bench.worker`; their first message also says `version` and `precision`, which must be
+    float32. Engines that fail are listed with their error. Raises InvalidArgument or EPFail for an engine that is
+    unknown or not installed.
     """
+    commands = external or {}
     for engine in engines:
         check_engine(engine.partition("@")[0])
     report = progress or (lambda text: None)
     results = [EngineResult(engine, engine_version(engine.partition("@")[0])) for engine in engines]
-    timings: list[list[float]] = [[] for _ in engines]
+    results += [EngineResult(engine, "") for engine in commands]
+    timings: list[list[float]] = [[] for _ in results]
     running: dict[int, tuple[_Process, int]] = {}
     with tempfile.TemporaryDirectory(prefix="whet-bench-") as folder, ExitStack() as open_processes:
         feed_path = Path(folder) / "feed.npz"
@@ -152,14 +163,18 @@ def run_side_by_side(
         for index, result in enumerate(results):
             report(f"{result.engine}: loading")
             file, answers = (models or {}).get(result.engine, model), Path(folder) / f"{index}.npz"
-            process = _Process(result.engine.partition("@")[0], file, feed_path, answers, threads)
+            command = commands.get(result.engine)
+            process = _Process(result.engine.partition("@")[0], file, feed_path, answers, threads, command)
             open_processes.callback(process.close)
             answer = process.receive()
+            result.version = str(answer.get("version", result.version))
+            if command is not None and "error" not in answer and answer.get("precision") != PRECISION:
+                answer = {"error": f"computes in {answer.get('precision')}: like is compared with like, {PRECISION}"}
             if "error" in answer:
                 result.error = str(answer["error"])
                 continue
             result.load_ms, result.first_run_ms = answer["load_s"] * 1e3, answer["first_run_s"] * 1e3
-            result.outputs = list(load_values(answers).values())
+            result.outputs = list(load_values(answers).values()) if answers.exists() else []
             try:
                 probe = process.time_runs(1)[0]
             except Fail as error:

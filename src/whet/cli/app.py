@@ -13,9 +13,11 @@ from whet.cli import bench as bench_verb
 from whet.cli import compare as compare_verb
 from whet.cli import demo as demo_verb
 from whet.cli import info as info_verb
+from whet.cli import machine as machine_verb
 from whet.cli import optimize as optimize_verb
 from whet.cli import run as run_verb
 from whet.cli import serve as serve_verb
+from whet.cli import tune as tune_verb
 from whet.cli.inputs import ImageSettings
 from whet.cli.output import Output
 from whet.errors import Fail, WhetError
@@ -82,14 +84,22 @@ def info(
     options: Annotated[
         bool, typer.Option("--options", help="List the session options and keys that are accepted.")
     ] = False,
+    machine: Annotated[
+        bool, typer.Option("--machine", help="Show the machine: CPU, caches, cores, quota, chosen threads and why.")
+    ] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --machine: measure its peak, too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a model's inputs, outputs, operators, size and placement; or the accepted options."""
+    """Show a model's inputs, outputs, operators, size and placement; or the accepted options; or the machine."""
     out = Output(as_json)
-    if options:
+    if measure and not machine:
+        raise typer.BadParameter("--measure goes with --machine")
+    if machine:
+        machine_verb.show_machine(out, measure)
+    elif options:
         info_verb.show_options(out)
     elif model is None:
-        raise typer.BadParameter("give a model, or --options")
+        raise typer.BadParameter("give a model, --options or --machine")
     else:
         info_verb.show_model(out, model, providers, level)
 
@@ -234,6 +244,55 @@ def bench(
         Output(as_json), model, inputs or [], dims or [], providers, engines or [], level, seed, batch, threads,
         warm_up, runs, seconds, rounds, profile,
     )  # fmt: skip
+
+
+@app.command()
+def tune(
+    models: Annotated[list[Path] | None, typer.Argument(help="The ONNX models.", show_default=False)] = None,
+    mode: Annotated[str, typer.Option(help="quick or full.")] = "full",
+    budget: Annotated[str, typer.Option(help="Time for all of it: 90, 60s, 5m or 1h.")] = "60s",
+    threads: Threads = 0,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(help="INPUT:1x3x224x224,OTHER:8 for free dimensions (repeatable).", show_default=False),
+    ] = None,
+    inputs: Inputs = None,
+    dims: Dims = None,
+    level: Level = "all",
+    folder: Annotated[
+        Path | None, typer.Option("--cache", help="Folder of the timing cache.", show_default="the user's cache")
+    ] = None,
+    list_timings: Annotated[bool, typer.Option("--list", help="List what is known of this machine.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Look for damaged files; exit status 1 if any.")] = False,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", help="Take the timings of a file (repeatable).", show_default=False)
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write all timings to this file.", show_default=False)
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Forget all timings.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time the ways to do each operation of some models here, and keep the timings for their sessions."""
+    out = Output(as_json)
+    asked = [bool(models), list_timings, verify, bool(merge), export is not None, clear]
+    if sum(asked) != 1:
+        raise typer.BadParameter("give models, or one of --list, --verify, --merge, --export and --clear")
+    if models:
+        tune_verb.tune(
+            out, models, mode, budget, threads, shapes or [], inputs or [], dims or [], level, folder
+        )  # fmt: skip
+    elif list_timings:
+        tune_verb.show(out, folder)
+    elif verify:
+        if not tune_verb.verify(out, folder):
+            raise typer.Exit(1)
+    elif merge:
+        tune_verb.merge(out, merge, folder)
+    elif export is not None:
+        tune_verb.export(out, export, folder)
+    else:
+        tune_verb.clear(out, folder)
 
 
 @app.command()

@@ -111,6 +111,10 @@ class Step:
         """Show what is under way now."""
         self._bar.update(self._task, description=escape(text))
 
+    def set(self, done: int, text: str) -> None:
+        """So many units are done, and this is under way."""
+        self._bar.update(self._task, completed=done, description=escape(text))
+
     def advance(self, text: str | None = None) -> None:
         """One unit is done."""
         self._bar.advance(self._task)

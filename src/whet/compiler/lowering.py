@@ -10,6 +10,7 @@ import numpy as np
 from whet.codegen.target import Target
 from whet.compiler.bounds import Bounds, upper
 from whet.compiler.step import Assign, Jump, Label, Load, Row, Step, Word, address
+from whet.compiler.tactics.question import Choices
 from whet.compiler.views import Buffer, View, dense_strides, hint, memory_order, product
 from whet.compiler.weights import STORE, Array, Weight
 from whet.config import DEFAULT_LIMITS, Limits
@@ -41,6 +42,8 @@ class LowerEnv:
     threads: int = 1
     """How many threads blocks of work are cut for: the machine's, whatever a run is going to have, so that answers
     are the same for any number of threads."""
+    choices: Choices | None = None
+    """What has measured tactics; None leaves every choice to the cost model."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,10 @@ class Lowering:
         self.buffers: list[Buffer] = []
         """Buffers of the arena."""
         self.node: Node | None = None
+        self.factored: dict[Value, tuple[Value, Value]] = {}
+        """Values that are nowhere in memory: what they are the product of, which their one reader takes in place."""
+        self.spatial_sums: dict[Value, View] = {}
+        """Sums over parts of an image's pixels, [images, channels, parts, 1..], of values that are in memory too."""
         self._views: dict[Value, View] = {}
         self._wanted: dict[Value, View] = {}
         self._weight_buffers: dict[Hashable, Buffer] = {}

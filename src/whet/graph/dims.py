@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
+from math import gcd
 from typing import Union
 
 Monomial = tuple["Atom", ...]
@@ -219,6 +220,11 @@ def exact_div(a: Known, b: Known) -> Known | None:
             rest.remove(atom)
         terms[tuple(rest)] = coefficient // divisor_coefficient
     return _make(terms)
+
+
+def multiple_of(value: Known) -> int:
+    """The largest number that `value` is a multiple of for every extent, as far as its terms show; 0 for 0."""
+    return gcd(*_terms(value).values())
 
 
 def minimum(a: Known, b: Known) -> Known:

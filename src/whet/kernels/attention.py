@@ -18,7 +18,7 @@ _FAR = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """y = softmax(scale Q K' + mask) V in float32, for every batch entry and head.
+    """y = softmax(scale Q K' + mask) V in float32, for every batch entry and head, `tile_queries` queries in a tile.
 
     q [batch, query_heads, queries, head], k [batch, key_heads, keys, head], v [batch, key_heads, keys, value_head], y
     [batch, query_heads, queries, value_head]; query_heads is a multiple of key_heads, and query head h reads key head
@@ -51,6 +51,7 @@ class Attention:
     offset_from_lengths: bool = False
     softcap: float = 0.0
     sink: bool = False
+    tile_queries: int = 64
 
     @property
     def bounded(self) -> bool:
@@ -58,8 +59,8 @@ class Attention:
         return self.causal or self.left_window or self.right_window
 
     def tile_rows(self, target: Target) -> int:
-        """Queries in a tile."""
-        return panel_shape(target).tile_rows
+        """Queries in a tile: about `tile_queries`, in whole panels."""
+        return panel_shape(target, self.tile_queries).tile_rows
 
     def tiles(self, target: Target, batch: int, query_heads: int, queries: int) -> int:
         """Tiles in the grid: batch * query_heads * ceil(queries / tile_rows)."""
@@ -68,7 +69,7 @@ class Attention:
     def emit(self, frame: Frame) -> None:
         k = frame.k
         words = _Words(frame, self)
-        shape = panel_shape(frame.target)
+        shape = panel_shape(frame.target, self.tile_queries)
         panels = PanelMemory(frame, shape, self.head, self.value_head)
         rows = RowMemory(frame, self.head, self.value_head)
         with frame.tiles() as tile:

@@ -9,6 +9,8 @@ output is transposed back at the end. So no operand is padded, and only the ends
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from whet.codegen.lang import (
@@ -16,6 +18,7 @@ from whet.codegen.lang import (
     Operand,
     Pointer,
     Value,
+    Variables,
     broadcast,
     convert,
     fma,
@@ -26,14 +29,18 @@ from whet.codegen.lang import (
 )
 from whet.codegen.target import Target
 from whet.dtypes import BOOL, FLOAT32, INT32
-from whet.kernels.attention_parts import MINUS_INFINITY, Head, finite_maximum, masked
+from whet.kernels.attention_parts import MINUS_INFINITY, Head, finite_maximum, looks_up, masked
 from whet.kernels.base import Frame
 from whet.kernels.transpose import load_square, transpose
 
 _BLOCK_KEYS = 192
 """Most keys whose scores are held at a time: a multiple of every tile's rows."""
-_TILE_QUERIES = 64
-"""Queries of a tile, so that a key is worth reading from a distant cache."""
+_UNROLL = 4
+"""Elements of a head in one round of the loop over them, where registers allow it."""
+_BESIDE = 8
+"""Rows of the micro-kernel that leave registers for exponentials beside it."""
+_AHEAD = 4
+"""How many keys before its use a weight is made beside products: so many keys' products hide how long it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,11 @@ class PanelShape:
         return max(self.lanes // 4, 1)
 
 
-def panel_shape(target: Target) -> PanelShape:
-    """The panels for a target's registers."""
+def panel_shape(target: Target, tile_queries: int) -> PanelShape:
+    """The panels for a target's registers and for tiles of about so many queries."""
     lanes = target.lanes(FLOAT32)
     rows, vectors = (12, 2) if target.vector_registers >= 32 else (6, 2)
-    return PanelShape(lanes, vectors, rows, max(_TILE_QUERIES // (lanes * vectors), 1))
+    return PanelShape(lanes, vectors, rows, max(tile_queries // (lanes * vectors), 1))
 
 
 class PanelMemory:
@@ -78,7 +85,7 @@ class PanelMemory:
         self.output = frame.scratch(FLOAT32, panels * value_head * width)
         self.maxima = frame.scratch(FLOAT32, panels * width)
         self.sums = frame.scratch(FLOAT32, panels * width)
-        self.scores = frame.scratch(FLOAT32, _BLOCK_KEYS * width)
+        self.scores = frame.scratch(FLOAT32, (_BLOCK_KEYS + _AHEAD) * width)
         self.last_keys = frame.scratch(FLOAT32, shape.rows * head)
 
 
@@ -186,8 +193,7 @@ def _block(panel: _Panel) -> None:
     if _is_masked(panel.head):
         _masks(panel)
         top = _largest(panel)
-    correction = _weights(panel, top)
-    _weighted_values(panel, correction)
+    _weigh(panel, top)
 
 
 def _is_masked(head: Head) -> bool:
@@ -208,12 +214,13 @@ def _scores(panel: _Panel) -> list[Value]:
             keys.value, stride.value = memory.last_keys, k.index(memory.head)
         rows = [keys.value + stride.value * i for i in tile]
         sums = k.variables({(i, j): zero for i in tile for j in panel.columns})
-        with k.loop(memory.head) as d:
-            queries = panel.load(panel.queries, d * panel.width)
-            for i in tile:
-                element = broadcast(rows[i].load(d), panel.lanes)
-                for j in panel.columns:
-                    sums[i, j] = fma(element, queries[j], sums[i, j])
+        unroll = _UNROLL if k.target.vector_registers >= 32 else 1
+        whole = memory.head - memory.head % unroll
+        with k.loop(whole, step=unroll) as d:
+            for step in range(unroll):
+                _add_products(panel, sums, [row + d for row in rows], step, panel.queries + d * panel.width)
+        for last in range(whole, memory.head):
+            _add_products(panel, sums, rows, last, panel.queries)
         scores = {at: head.capped(value) for at, value in sums.items()}
         for i in tile:
             panel.store(memory.scores, [scores[i, j] for j in panel.columns], (first + i) * panel.width)
@@ -221,6 +228,17 @@ def _scores(panel: _Panel) -> list[Value]:
             for j in panel.columns:
                 top[j] = functools.reduce(greater_or_second, [scores[i, j] for i in tile], top[j])
     return [top[j] for j in panel.columns]
+
+
+def _add_products(
+    panel: _Panel, sums: Variables[tuple[int, int], Value], rows: list[Pointer], step: int, queries: Pointer
+) -> None:
+    """Add the products of element `step` of each row and of the queries."""
+    vectors = panel.load(queries, step * panel.width)
+    for i, row in enumerate(rows):
+        element = broadcast(row.load(step), panel.lanes)
+        for j in panel.columns:
+            sums[i, j] = fma(element, vectors[j], sums[i, j])
 
 
 def _copy_last_keys(panel: _Panel, keys: Pointer, count: Value) -> None:
@@ -306,50 +324,78 @@ def _largest(panel: _Panel) -> list[Value]:
     return [top[j] for j in panel.columns]
 
 
-def _weights(panel: _Panel, top: list[Value]) -> list[Value]:
-    """Turn scores into exp(score - maximum) in place, go on with the sums; the factor for what was summed before."""
-    k, head, scores = panel.k, panel.head, panel.memory.scores
+def _weigh(panel: _Panel, top: list[Value]) -> None:
+    """Turn scores into exp(score - maximum) in place, and go on with the sums of them and of the values times them."""
+    k, head, memory = panel.k, panel.head, panel.memory
     base = [finite_maximum(t) for t in top]
     correction = [head.exponential(old - b) for old, b in zip(panel.load(panel.maxima), base, strict=True)]
     total = k.variables({j: s * correction[j] for j, s in enumerate(panel.load(panel.sums))})
-    with k.loop(panel.count, nonempty=True) as i:
-        row = panel.load(scores, i * panel.width)
-        weights = [head.exponential(score - b) for score, b in zip(row, base, strict=True)]
-        panel.store(scores, weights, i * panel.width)
+
+    def make(key: Value) -> list[Value]:
+        place = key * panel.width
+        weights = [head.exponential(score - b) for score, b in zip(panel.load(memory.scores, place), base, strict=True)]
+        panel.store(memory.scores, weights, place)
+        return weights
+
+    def count(weights: list[Value]) -> None:
         for j in panel.columns:
             total[j] = total[j] + weights[j]
+
+    start = 0
+    if looks_up(k.target):
+        # The scores behind the block's last ones are anything, and so are their weights, which nobody reads.
+        start = min(_BESIDE, memory.value_head)
+        with k.loop(_AHEAD, nonempty=True) as i:
+            make(i)
+        with _value_tile(panel, start, 0, correction) as add, k.loop(panel.count, nonempty=True) as i:
+            weights = panel.load(memory.scores, i * panel.width)
+            make(i + _AHEAD)
+            count(weights)
+            add(i, weights)
+    else:
+        with k.loop(panel.count, nonempty=True) as i:
+            count(make(i))
+    for size, tiles in _parts(memory.value_head - start, memory.shape.rows):
+        with (
+            k.loop(tiles) as t,
+            _value_tile(panel, size, t * size + start, correction) as add,
+            k.loop(panel.count, nonempty=True) as i,
+        ):
+            add(i, panel.load(memory.scores, i * panel.width))
+        start += size * tiles
     panel.store(panel.maxima, top)
     panel.store(panel.sums, [total[j] for j in panel.columns])
-    return correction
 
 
-def _weighted_values(panel: _Panel, correction: list[Value]) -> None:
-    """output[d, query] = output[d, query] correction[query] + sum over keys of v[key, d] weights[key, query]."""
-    k, head, memory = panel.k, panel.head, panel.memory
-    start = 0
-    for size, tiles in _parts(memory.value_head, memory.shape.rows):
-        tile = range(size)
-        with k.loop(tiles) as t:
-            first = t * size + start
-            values = head.v + (panel.key * head.v_row + first)
-            output = panel.output + first * panel.width
-            sums = k.variables(
-                {(i, j): o * correction[j] for i in tile for j, o in enumerate(panel.load(output, i * panel.width))}
-            )
-            with k.loop(panel.count, nonempty=True) as key:
-                weights = panel.load(memory.scores, key * panel.width)
-                row = values + key * head.v_row
-                for i in tile:
-                    element = broadcast(row.load(i), panel.lanes)
-                    for j in panel.columns:
-                        sums[i, j] = fma(element, weights[j], sums[i, j])
-            for i in tile:
-                panel.store(output, [sums[i, j] for j in panel.columns], i * panel.width)
-        start += size * tiles
+@contextmanager
+def _value_tile(
+    panel: _Panel, size: int, first: Operand, correction: list[Value]
+) -> Iterator[Callable[[Value, list[Value]], None]]:
+    """output[d, query] = output[d, query] correction[query] + sum over keys of v[key, d] weights[key, query], for
+    `size` d from `first` on. Gives what adds one key's part."""
+    output = panel.output + panel.k.index(first) * panel.width
+    values = panel.head.v + (panel.key * panel.head.v_row + first)
+    tile = range(size)
+    sums = panel.k.variables(
+        {(i, j): o * correction[j] for i in tile for j, o in enumerate(panel.load(output, i * panel.width))}
+    )
+
+    def add(key: Value, weights: list[Value]) -> None:
+        row = values + key * panel.head.v_row
+        for i in tile:
+            element = broadcast(row.load(i), panel.lanes)
+            for j in panel.columns:
+                sums[i, j] = fma(element, weights[j], sums[i, j])
+
+    yield add
+    for i in tile:
+        panel.store(output, [sums[i, j] for j in panel.columns], i * panel.width)
 
 
 def _parts(extent: int, limit: int) -> list[tuple[int, int]]:
     """`extent` as tiles of at most `limit`, as equal as can be: (size, number of such tiles)."""
+    if not extent:
+        return []
     tiles = -(-extent // limit)
     size, larger = divmod(extent, tiles)
     return [(s, n) for s, n in ((size + 1, larger), (size, tiles - larger)) if n]

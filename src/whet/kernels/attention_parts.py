@@ -10,13 +10,16 @@ from whet.codegen.lang import (
     Value,
     fma,
     greater_or_second,
+    look_up,
     multiply_by_power_of_two,
     polynomial,
     reinterpret,
     select,
 )
+from whet.codegen.target import Target
 from whet.codegen.vecmath import tanh
 from whet.codegen.vecmath.coefficients import LOG2_E
+from whet.codegen.vecmath.common import builder
 from whet.dtypes import BOOL, FLOAT32, INT32
 
 MINUS_INFINITY = float("-inf")
@@ -24,6 +27,10 @@ _ROUND = 1.5 * 2.0**23
 """Added to a small float32, it leaves the nearest whole number in the low bits."""
 _EXP2 = (0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.001326472731307149)
 """(2**r - 1) / r for |r| <= 1/2: minimax, 9.2e-8 relative to 2**r."""
+_STEPS = 32
+"""Numbers in a table of powers between 1 and 2."""
+_NEAR_EXP2 = (0.69315733, 0.2402265)
+"""(2**r - 1) / r for |r| <= 1/64: minimax, 5.3e-8 relative to 2**r."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +78,36 @@ class Head:
         return tanh(product) * (self.softcap * self.unit) if self.softcap else product
 
     def exponential(self, difference: Value) -> Value:
-        """e**difference for a difference of scores of at most 0, in their unit (NaN stays NaN), within 1.7e-7 of it
+        """e**difference for a difference of scores of at most 0, in their unit (NaN stays NaN), within 1.9e-7 of it
         plus its argument's rounding; below e**-87 it may be 0, and at minus infinity it is."""
-        target = difference.emitter.target
-        scaling = target.has("avx512f") and difference.lanes == target.lanes(FLOAT32)
         x = difference if self.unit == LOG2_E else difference * LOG2_E
-        # At -127 the exponent field of 2**n is 0, and so is the result; an instruction that scales knows subnormals.
-        x = greater_or_second(x.like(-200.0 if scaling else -127.0), x)
+        if looks_up(x.emitter.target) and x.lanes == x.emitter.target.lanes(FLOAT32):
+            # At minus infinity the remainder is NaN, and the instruction that scales makes 0 of it.
+            shifted = x + _ROUND / _STEPS
+            whole = shifted - _ROUND / _STEPS
+            r = x - whole
+            step = _exp2_of_step(reinterpret(shifted, INT32))
+            return multiply_by_power_of_two(fma(polynomial(r, _NEAR_EXP2) * r, step, step), whole)
+        # At -127 the exponent field of 2**n is 0, and so is the result.
+        x = greater_or_second(x.like(-127.0), x)
         shifted = x + _ROUND
-        whole = shifted - _ROUND
-        r = x - whole
+        r = x - (shifted - _ROUND)
         power = fma(polynomial(r, _EXP2), r, 1.0)
-        if scaling:
-            return multiply_by_power_of_two(power, whole)
         exponent = reinterpret(shifted, INT32) << 23
         return power * reinterpret(exponent + (127 << 23), FLOAT32)
+
+
+def looks_up(target: Target) -> bool:
+    """Whether whole vectors of exponentials come from a table in registers: few multiplications, so that they cost
+    little beside products."""
+    return target.has("avx512f")
+
+
+def _exp2_of_step(number: Value) -> Value:
+    """2**(i / _STEPS) for the number i in the lowest bits."""
+    powers = [2.0 ** (i / _STEPS) for i in range(_STEPS)]
+    low, high = (builder(number).constant_vector(FLOAT32, half) for half in (powers[:16], powers[16:]))
+    return look_up(low, high, number)
 
 
 def finite_maximum(top: Value) -> Value:

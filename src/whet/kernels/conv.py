@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -19,7 +19,8 @@ from whet.codegen.lang import Function, Operand, Pointer, Value, broadcast, mini
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, INT64, UINT64, DType
 from whet.kernels.base import Frame
-from whet.kernels.gemm import choose_tile, even_block, pack_b
+from whet.kernels.gemm import pack_b
+from whet.kernels.gemm_tile import GemmTile, Problem, choose_tile, rests
 from whet.kernels.tile import (
     Epilogue,
     Finish,
@@ -30,6 +31,7 @@ from whet.kernels.tile import (
     blocks_of,
     finish,
     left_over,
+    next_panel,
     over_rows,
     plus,
     times,
@@ -200,9 +202,8 @@ class Product:
         """All tiles of sums of a block: their products, and the epilogue."""
         k, spec, tile = self.frame.k, self.spec, self.tile
         panels = blocks_of(spec.outputs, tile.width)
-        rests = None
-        if spec.extents is not None:
-            rests = [prod(spec.extents) % spec.m_block % spec.mr, spec.m_block % spec.mr]
+        pixels = None if spec.extents is None else prod(spec.extents)
+        rest_sizes = rests(spec.m_block, spec.mr, pixels, 1)
         with k.loop(block.last_panel, start=block.first_panel, nonempty=True) as panel:
             weights = self.weights + (block.group * panels + panel) * (spec.depth * tile.width)
             column = panel * tile.width
@@ -214,7 +215,7 @@ class Product:
                 add_products(sums, weights, row, count)
                 block.finish.store(sums, block.finish.at(block.first_row + row, first_column, columns))
 
-            over_rows(k, block.rows, spec.mr, multiply, rests)
+            over_rows(k, block.rows, spec.mr, multiply, rest_sizes)
 
 
 class TapTable:
@@ -285,8 +286,10 @@ class Conv(Convolution):
     Words: x, zero (address of at least `channels` zeros), x_n, x_s0.. (elements from one image, and from one place
     along each axis, to the next; channels are 1 apart), in0.., out0.. (spatial extents of input and output), w
     (`pack_conv_weights`), c, ldc, c_n (elements from one output pixel, and image, to the next), e0, e0_s, e0_n, ...
-    (an epilogue operand; of a full one the pixel and image stride).
+    (an epilogue operand; of a full one the pixel and image stride). `ahead` as for `Gemm`.
     """
+
+    ahead: int = 0
 
     def emit(self, frame: Frame) -> None:
         k, window = frame.k, self.window
@@ -301,41 +304,42 @@ class Conv(Convolution):
         with frame.tiles() as number:
             block = product.block(number)
             base = x + (block.image * x_n + block.group * self.channels) * element
+            shared_from = block.first_row if self.panels == 1 else 0
             taps.fill(product.pixels, block.first_row, block.rows, base, zero, image, steps)
 
             def add_products(sums: Sums, weights: Pointer, row: Operand, count: int) -> None:
+                ahead = next_panel(product.tile, weights, self.depth, plus(shared_from, row), self.mr, self.ahead)
                 if window.taps == 1:
-                    sums.add_products(taps.rows(0, row, count), weights, self.channels)
+                    sums.add_products(taps.rows(0, row, count), weights, self.channels, ahead=ahead)
                     return
                 with k.loop(window.taps) as tap:
                     b = weights + tap * (self.channels * product.tile.width)
-                    sums.add_products(taps.rows(tap, row, count), b, self.channels)
+                    part = None if ahead is None else ahead.moved(tap * self.channels)
+                    sums.add_products(taps.rows(tap, row, count), b, self.channels, ahead=part)
 
             product.multiply(block, add_products)
 
 
 def choose_conv_tile(
     target: Target, window: Window, channels: int, outputs: int, pixels: int | None, gathered: bool = False,
-    dtype: DType = FLOAT32,
-) -> tuple[int, int, int, int]:  # fmt: skip
-    """(mr, nv, m_block, panels) for a convolution of a group's `channels` to `outputs`; `pixels` None: many.
+    dtype: DType = FLOAT32, threads: int = 1,
+) -> GemmTile:  # fmt: skip
+    """The tile of a convolution of a group's `channels` to `outputs`; `pixels` None: many.
 
     `gathered`: for `ConvIm2col`.
     """
     depth = window.taps * channels
-    mr, nv, _, panels = choose_tile(target, pixels, outputs, depth, dtype)
     # What is prepared for a block of pixels stays in half of L1: addresses of taps, or patches.
     prepared = depth * dtype.bits // 8 if gathered else window.taps * 8
-    most = max(1, min(_MOST_ROW_TILES, target.l1_bytes // 2 // (prepared * mr)))
-    m_block = even_block(pixels or mr * most, mr, most)
-    width = nv * target.lanes(dtype)
+    most = max(1, target.l1_bytes // 2 // prepared)
+    tile = choose_tile(target, Problem(outputs, depth, pixels, 1, dtype, threads=threads, most_rows=most))
+    width = tile.nv * target.lanes(dtype)
     all_panels = -(-outputs // width)
     # It must serve enough outputs to be worth its time.
     needed = all_panels if gathered else -(-_WORTHWHILE // (channels * width))
-    return mr, nv, m_block, min(max(panels, needed), all_panels)
+    return replace(tile, panels=min(max(tile.panels, needed), all_panels))
 
 
-_MOST_ROW_TILES = 8
 _WORTHWHILE = 4096
 """Multiplications to make with an address of a pixel's tap before it is computed again."""
 

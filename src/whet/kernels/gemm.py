@@ -13,6 +13,7 @@ from whet.codegen.lang import Function, Operand, Pointer, Value, minimum, prefix
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, INT64, DType
 from whet.kernels.base import Frame
+from whet.kernels.gemm_tile import rests
 from whet.kernels.tile import (
     Epilogue,
     RegularRows,
@@ -23,6 +24,7 @@ from whet.kernels.tile import (
     blocks_of,
     finish,
     left_over,
+    next_panel,
     over_rows,
     plus,
     times,
@@ -42,7 +44,8 @@ class Gemm:
     `batch`: matrices numbered (i0, i1) with i1 in range(batch1): word `batch1`, and for each of a, b, c and e{i} the
     words `{name}_batch0`, `{name}_batch1`, how many elements one step of i0 or i1 is (0: shared).
 
-    A tile is `m_block` rows x `panels` panels of one matrix. `m` fixed saves code for row counts that do not occur.
+    A tile is `m_block` rows x `panels` panels of one matrix. `m` fixed saves code for row counts that do not occur, and
+    so does `multiple`, of which m is one. `ahead` lines of the next panel are fetched in each round of the depth loop.
     """
 
     dtype: DType = FLOAT32
@@ -57,6 +60,8 @@ class Gemm:
     epilogue: Epilogue | None = None
     b_packed: bool = True
     batch: bool = False
+    ahead: int = 0
+    multiple: int = 1
 
     def width(self, target: Target) -> int:
         """Columns in a panel of B."""
@@ -86,7 +91,7 @@ class Gemm:
         row_blocks = blocks_of(m, self.m_block)
         panels = blocks_of(n, tile.width)
         groups = blocks_of(n, tile.width * self.panels)
-        rests = None if self.m is None else [self.m % self.m_block % self.mr, self.m_block % self.mr]
+        rest_sizes = rests(self.m_block, self.mr, self.m, self.multiple)
 
         with frame.tiles() as number:
             # Rows run fastest: tiles that follow each other share their panels of B.
@@ -103,6 +108,8 @@ class Gemm:
             }
             here = everywhere.moved(moved["c"], [moved[name] for name in operands])
             first_row = row_block * self.m_block
+            # With one panel in a tile all its row blocks follow each other: they fetch the next one together.
+            shared_from = first_row if self.panels == 1 else 0
             a_block = a + moved["a"] + first_row * lda
             b_matrix = b + moved["b"]
             rows = left_over(k, m, first_row, self.m_block)
@@ -126,8 +133,10 @@ class Gemm:
                 def multiply(row: Operand, count: int) -> None:
                     place = here.at(plus(first_row, row), column, columns)
                     sums = Sums(k, tile.with_rows(count))
+                    lines = self.ahead if count > 1 else 0
+                    ahead = next_panel(tile, b_panel, depth, plus(shared_from, row), self.mr, lines)
                     if self.b_packed or isinstance(columns, int):
-                        sums.add_products(rows_at(row, count), b_panel, depth, ldb)
+                        sums.add_products(rows_at(row, count), b_panel, depth, ldb, ahead=ahead)
                         here.store(sums, place)
                         return
                     with k.when(columns >= tile.width):
@@ -138,7 +147,7 @@ class Gemm:
                         sums.add_products(rows_at(row, count), b_panel, depth, ldb, masks)
                         here.store_part(sums, place)
 
-                over_rows(k, rows, self.mr, multiply, rests)
+                over_rows(k, rows, self.mr, multiply, rest_sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,63 +282,3 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     room = np.empty(count + 64, np.uint8)
     start = -room.ctypes.data % 64
     return room[start : start + count].view(dtype).reshape(shape)
-
-
-def choose_tile(target: Target, m: int | None, n: int, k: int, dtype: DType = FLOAT32) -> tuple[int, int, int, int]:
-    """(mr, nv, m_block, panels) for a product of these extents; `m` None: many."""
-    lanes = target.lanes(dtype)
-    rows = m or 10**4
-
-    def cost(mr: int, nv: int) -> float:
-        panels = -(-n // (nv * lanes))
-        rest = rows % mr
-        return panels * (rows // mr * _cycles(target, mr, nv, k) + (_cycles(target, rest, nv, k) if rest else 0))
-
-    mr, nv = min(_shapes(target, dtype, rows), key=lambda shape: cost(*shape))
-    most = max(1, min(_MOST_ROW_TILES, target.l2_bytes // 2 // (mr * max(k, 1) * dtype.bits // 8)))
-    m_block = even_block(rows, mr, most)
-    all_panels = -(-n // (nv * lanes))
-    panel = -(-m_block // mr) * _cycles(target, mr, nv, k)
-    wanted = min(_TILE_CYCLES, max(_LEAST_TILE_CYCLES, cost(mr, nv) / _TILES))
-    parts = -(-all_panels // max(1, round(wanted / panel)))
-    return mr, nv, m_block, max(1, -(-all_panels // max(1, parts)))
-
-
-def even_block(rows: int, mr: int, most: int) -> int:
-    """Rows of a block, at most `most` tiles of `mr`, so that the blocks of `rows` are about equal."""
-    blocks = -(-rows // (most * mr))
-    return min(rows, -(-rows // (blocks * mr)) * mr)
-
-
-_MOST_ROW_TILES = 8
-"""Row tiles in a block: enough that a panel's way from L3 is hidden."""
-_TILE_CYCLES = 60_000
-"""Of a tile at most, about: some tens of microseconds, so that handing it out costs nothing."""
-_LEAST_TILE_CYCLES = 4_000
-"""Of a tile of a small product, which is handed out in a tenth of the time."""
-_TILES = 16
-"""Enough for a few threads to finish at about the same time."""
-_LINE_CYCLES = 2.6
-"""Cycles to get 64 bytes of a panel from L2, measured on Zen 5."""
-_MOST_ROWS = 12
-"""Row addresses that fit the registers beside what else a micro-kernel needs (x86-64 has 15)."""
-
-
-def _shapes(target: Target, dtype: DType, rows: int) -> list[tuple[int, int]]:
-    """Tiles (rows, vectors) that fit the registers, the largest for each number of vectors."""
-    shapes = []
-    by_lanes = target.architecture == "aarch64" and dtype.bits == 32
-    for nv in range(1, 7):
-        room = target.vector_registers - nv
-        # Elements of A take one register, or one for each row where they are loaded four steps at a time.
-        most = room // (nv + 1) if by_lanes else (room - 1) // nv
-        shapes += [(mr, nv) for mr in range(min(most, _MOST_ROWS, rows), 0, -1)]
-    return shapes
-
-
-def _cycles(target: Target, mr: int, nv: int, k: int) -> float:
-    """Cycles for a tile, about: 2 fma and 2 loads a cycle, panels from L2, sums written once."""
-    products = mr * nv / 2
-    loads = (mr + nv) / 2
-    panel = nv * target.vector_bits / 512 * _LINE_CYCLES
-    return max(products, loads, panel) * k + 2 * mr * nv + 20

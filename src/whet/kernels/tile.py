@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from whet.codegen.lang import (
     Function,
+    LanguageError,
     Operand,
     Pointer,
     Value,
@@ -31,12 +32,17 @@ from whet.kernels.scalar_ops import COSTS
 UNROLL = 4
 """Steps of the depth loop in one round; more cost compile time and gain nothing."""
 
+CACHE_LINE_BITS = 512
+
 _CHAINS = 8
 """Sums that must be under way at once to hide the latency of fma (4 cycles on 2 pipes)."""
 
 _STRAIGHT_STEPS = 24
 """An epilogue of up to so many instructions for a row of a tile is written out for every row, on registers; a longer
 one is a loop over rows, through a tile in memory."""
+
+_ROWS_AT_ONCE = 2
+"""Rows of a longer one in a round: their results are stored once all are there, as no load is moved across a store."""
 
 OperandKind = Literal["column", "row", "scalar", "full"]
 
@@ -121,6 +127,43 @@ class RowTable:
         return ListedRows([here.load_pointer(dtype, i) for i in range(count)])
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """Memory that is wanted next, brought to L2 beside the products of a tile: `lines` cache lines in each round of the
+    depth loop, from `start` on. It need not exist."""
+
+    start: Pointer
+    lines: int
+
+    @property
+    def line(self) -> int:
+        """Elements in a cache line."""
+        return CACHE_LINE_BITS // self.start.dtype.bits
+
+    def step(self) -> int:
+        """Elements that a step of the depth loop goes on, in the mean."""
+        return self.lines * self.line // UNROLL
+
+    def moved(self, depth: Operand) -> Ahead:
+        """What is fetched from `depth` on."""
+        return Ahead(self.start + times(depth, self.step()), self.lines)
+
+    def fetch(self, depth: Operand, number: int) -> None:
+        """Ask for line `number` of the round that begins at `depth`."""
+        self.start.prefetch(times(depth, self.step()) + number * self.line, locality=2)
+
+
+def next_panel(tile: Tile, panel: Pointer, depth: Operand, row: Operand, mr: int, lines: int) -> Ahead | None:
+    """The part of the panel behind `panel` to fetch beside the products of row tile `row` / `mr`, `lines` in a round;
+    None for no lines. As many row tiles as it takes share the panel, the ones behind them begin again."""
+    if not lines:
+        return None
+    ahead = Ahead(panel, lines)
+    parts = -(-UNROLL * tile.width // (lines * ahead.line))
+    part = row / mr % parts if isinstance(row, Value) else int(row) // mr % parts
+    return Ahead(panel + plus(times(depth, tile.width), times(part, times(depth, ahead.step()))), lines)
+
+
 class Totals(Protocol):
     """A finished tile of sums."""
 
@@ -151,9 +194,10 @@ class Sums:
         return self._tile
 
     def add_products(
-        self, a: Rows, b: Pointer, depth: Operand, b_stride: Operand | None = None, masks: Sequence[Value] = ()
-    ) -> None:
-        """Add the product of rows `a` and the panel at `b`, over `depth`.
+        self, a: Rows, b: Pointer, depth: Operand, b_stride: Operand | None = None, masks: Sequence[Value] = (),
+        ahead: Ahead | None = None,
+    ) -> None:  # fmt: skip
+        """Add the product of rows `a` and the panel at `b`, over `depth`; `ahead` is fetched meanwhile.
 
         Rows of B are `b_stride` elements apart where it is no panel; `masks` are its vectors' columns that exist.
         """
@@ -171,7 +215,7 @@ class Sums:
         main = depth & -UNROLL if isinstance(depth, Value) else depth - depth % UNROLL
         if not isinstance(main, int) or main > 0:
             with k.loop(main, step=UNROLL) as p:
-                self._steps(a, b, p, stride, UNROLL, b_row)
+                self._steps(a, b, p, stride, UNROLL, b_row, ahead)
         if isinstance(depth, int):
             if depth % UNROLL:
                 self._steps(a, b, main, stride, depth % UNROLL, b_row)
@@ -181,7 +225,7 @@ class Sums:
 
     def _steps(
         self, a: Rows, b: Pointer, depth: Operand, stride: Operand, count: int,
-        b_row: Callable[[Pointer], list[Value]],
+        b_row: Callable[[Pointer], list[Value]], ahead: Ahead | None = None,
     ) -> None:  # fmt: skip
         k, tile, sums = self.k, self.tile, self._sums
         row_starts = a.at(depth)
@@ -190,6 +234,8 @@ class Sums:
         for step in range(count):
             b_vectors = b_row(panel + times(stride, step))
             copy = step % self.copies
+            for line in range(step, 0 if ahead is None else ahead.lines, count):
+                ahead.fetch(depth, line)
             for i in range(tile.rows):
                 a_i = column(i, step)
                 for j in range(tile.vectors):
@@ -252,13 +298,15 @@ class Finish:
     stride: Operand
     operands: tuple[_Place, ...]
     room: Pointer
+    each: Callable[[Value], None] | None = None
+    """Called with every vector of results beside writing it: what adds them up in a variable."""
 
     def moved(self, c: Operand, operands: Sequence[Operand]) -> Finish:
         """The same with the output and each operand that many elements further: another matrix of a batch."""
         moved = tuple(
             _Place(p.kind, p.start + offset, p.stride) for p, offset in zip(self.operands, operands, strict=True)
         )
-        return Finish(self.k, self.epilogue, self.c + c, self.stride, moved, self.room)
+        return Finish(self.k, self.epilogue, self.c + c, self.stride, moved, self.room, self.each)
 
     def at(self, row: Operand, column: Operand, columns: Operand) -> Target:
         """A tile's place; `columns` are left from `column` on."""
@@ -317,7 +365,7 @@ class Finish:
             return
         for i, row in enumerate(sums.totals()):
             for j, total in enumerate(row):
-                self._finish(total, to, i, j * tile.lanes, tile.lanes, masks[j])
+                self._finish(total, to, i, j * tile.lanes, masks[j])
 
     def _store_rows(self, sums: Totals, to: Target, masks: Sequence[Value | None], rows: Operand) -> None:
         """Through memory, so that the epilogue is written once for all rows."""
@@ -325,13 +373,32 @@ class Finish:
         for i, row in enumerate(sums.totals()):
             for j, total in enumerate(row):
                 self.room.store(total, (i * tile.vectors + j) * tile.lanes, align=64)
-        with k.loop(rows) as number:
-            for j, mask in enumerate(masks):
-                total = self.room.load(number * tile.width + j * tile.lanes, tile.lanes)
-                self._finish(total, to, number, j * tile.lanes, tile.lanes, mask)
 
-    def _finish(self, total: Value, to: Target, row: Operand, column: int, lanes: int, mask: Value | None) -> None:
-        values = [total]
+        def finish_rows(first: Operand, count: int) -> None:
+            results = []
+            for row in (plus(first, i) for i in range(count)):
+                for j, mask in enumerate(masks):
+                    total = self.room.load(plus(times(row, tile.width), j * tile.lanes), tile.lanes)
+                    results.append((self._result(total, to, row, j * tile.lanes, mask), row, j * tile.lanes, mask))
+            for result, row, column, mask in results:
+                self._write(result, to, row, column, mask)
+
+        if isinstance(rows, int):
+            rest = rows % _ROWS_AT_ONCE
+            with k.loop(rows - rest, step=_ROWS_AT_ONCE) as number:
+                finish_rows(number, _ROWS_AT_ONCE)
+            if rest:
+                finish_rows(rows - rest, rest)
+        else:
+            with k.loop(rows) as number:
+                finish_rows(number, 1)
+
+    def _finish(self, total: Value, to: Target, row: Operand, column: int, mask: Value | None) -> None:
+        self._write(self._result(total, to, row, column, mask), to, row, column, mask)
+
+    def _result(self, total: Value, to: Target, row: Operand, column: int, mask: Value | None) -> Value:
+        """A vector of sums behind the epilogue."""
+        lanes, values = total.lanes, [total]
         for place in to.operands:
             if place.kind == "scalar":
                 values.append(place.start.load())
@@ -343,7 +410,11 @@ class Finish:
                     place.start.load(offset, lanes) if mask is None else place.start.load_masked(mask, offset)
                 )
         result = total if self.epilogue is None else self.epilogue.tape.emit(self.k, values, lanes)[0]
-        result = result if result.lanes == lanes else broadcast(result, lanes)
+        return result if result.lanes == lanes else broadcast(result, lanes)
+
+    def _write(self, result: Value, to: Target, row: Operand, column: int, mask: Value | None) -> None:
+        if self.each is not None:
+            self.each(result)
         offset = plus(times(row, to.stride), column)
         if mask is None:
             to.start.store(result, offset)
@@ -366,6 +437,21 @@ def finish(frame: Frame, tile: Tile, epilogue: Epilogue | None, stride_name: str
         assert epilogue is not None
         start = frame.address(f"e{i}", epilogue.tape.inputs[i + 1])
         places.append(_Place(kind, start, frame.number(f"e{i}_s") if kind == "full" else 0))
+    room = frame.k.stack_array(tile.dtype, tile.rows * tile.width)
+    return Finish(frame.k, epilogue, c, stride, tuple(places), room)
+
+
+def inner_finish(
+    frame: Frame, tile: Tile, epilogue: Epilogue | None, c: Pointer, stride: Operand, prefix: str
+) -> Finish:  # fmt: skip
+    """Like `finish` for results that stay in the kernel's own memory at `c`: asks for the words of the epilogue's
+    operands only ({prefix}0, ...), none of which is full."""
+    places = []
+    for i, kind in enumerate(() if epilogue is None else epilogue.operands):
+        assert epilogue is not None
+        if kind == "full":
+            raise LanguageError("a result in a kernel's own memory has no full operands", value=f"{prefix}{i}")
+        places.append(_Place(kind, frame.address(f"{prefix}{i}", epilogue.tape.inputs[i + 1]), 0))
     room = frame.k.stack_array(tile.dtype, tile.rows * tile.width)
     return Finish(frame.k, epilogue, c, stride, tuple(places), room)
 

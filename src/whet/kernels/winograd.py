@@ -1,9 +1,9 @@
-"""Convolution 3x3 with fewer multiplications: F(m x m, 3 x 3) of Winograd, channels last, m = 4 or 2.
+"""Convolution 3x3 with fewer multiplications: F(m x m, 3 x 3) of Winograd, channels last, m = 4 or 2, stride 1 or 2.
 
-A tile of m x m output pixels depends on n x n input pixels, n = m + 2. Both are taken to n x n points of a polynomial
-product, where convolution is a product of numbers: for each point one matrix product of [tiles, channels] and
-[channels, outputs]. A block of tiles is transformed into scratch memory that stays in L2, multiplied there, and taken
-back panel by panel, with the epilogue, so that no transformed tensor ever reaches memory.
+A tile of m x m output pixels depends on n x n input pixels, n = m + 2 or 2m + 1. Both are taken to n x n points of a
+polynomial product, where convolution is a product of numbers: for each point one matrix product of [tiles, channels]
+and [channels, outputs]. A block of tiles is transformed into scratch memory that stays in L2, multiplied there, and
+taken back panel by panel, with the epilogue, so that no transformed tensor ever reaches memory.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from whet.dtypes import FLOAT32, INT64, UINT64, DType
 from whet.kernels.base import Frame
 from whet.kernels.tile import Epilogue, Finish, RegularRows, Sums, Tile, blocks_of, finish, left_over, times
 from whet.kernels.tile import Target as Destination
-from whet.kernels.winograd_points import (
-    TAPS,
-    from_points,
-    pack_point_weights,
-    pack_tap_weights,
-    taps_to_points,
-    to_points,
-)
+from whet.kernels.winograd_axis import Axis
+from whet.kernels.winograd_planes import Planes
+from whet.kernels.winograd_points import TAPS, pack_point_weights, pack_tap_weights
+
+_STRAIGHT_POINTS = 36
+"""A tile of more input pixels goes through memory on its way: registers hold too few of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Winograd:
-    """A convolution 3x3, with stride and dilation 1, of `channels` to `outputs` numbers a pixel.
+    """A convolution 3x3, with dilation 1, of `channels` to `outputs` numbers a pixel.
 
     Words: x, zero (address of at least `channels` zeros), x_n, x_s0, x_s1 (elements from one image, row, pixel to the
     next; channels are 1 apart), in0, in1, out0, out1 (rows and columns of input and output; `extents` fixes the
@@ -38,8 +36,9 @@ class Winograd:
     `tile` is m; `pads` are rows above and columns before the image. The tiles of all images are numbered; a tile of the
     grid is `block` of them x `panels` panels of outputs.
 
-    Weights are at the points already (`pack_point_weights`), (m + 2)^2 / 9 times as many numbers as there were taps.
-    Or they are taps (`pack_tap_weights`) and taken to points for `depth` channels at a time, again for every block.
+    Weights are at the points already (`pack_point_weights` by `axis.matrix()`), (m + 2)^2 / 9 times as many numbers as
+    there were taps. Or they are taps (`pack_tap_weights`) and taken to points for `depth` channels at a time, again for
+    every block.
     """
 
     channels: int
@@ -54,14 +53,20 @@ class Winograd:
     panels: int = 4
     depth: int | None = None
     epilogue: Epilogue | None = None
+    stride: int = 1
+
+    @property
+    def axis(self) -> Axis:
+        return Axis(self.tile, self.stride)
 
     @property
     def reach(self) -> int:
-        """Input pixels under a tile along one axis; points along one axis."""
-        return self.tile + TAPS - 1
+        """Input pixels under a tile along one axis; products along one axis."""
+        return self.axis.reach
 
     @property
     def points(self) -> int:
+        """Products of a tile."""
         return self.reach**2
 
     def width(self, target: Target) -> int:
@@ -78,7 +83,7 @@ class Winograd:
     def emit(self, frame: Frame) -> None:
         k = frame.k
         lanes = frame.target.lanes(self.dtype)
-        source = _Source(frame, self)
+        source = Source(frame, self)
         width = self.width(frame.target)
         weights = _Weights(frame, self)
         everywhere = finish(frame, Tile(self.dtype, self.tile, 1, lanes), self.epilogue)
@@ -86,9 +91,9 @@ class Winograd:
         for i, kind in enumerate(self.epilogue.operands if self.epilogue else ()):
             strides.append(frame.number(f"e{i}_n") if kind == "full" else 0)
         rows = -(-self.block // self.mr) * self.mr
-        inputs = _Planes(frame, self, rows, weights.depth, weights.count)
-        products = _Planes(frame, self, rows, width)
-        result = _Result(k, self, lanes, source, everywhere, tuple(strides), products)
+        inputs = Planes(frame, self.dtype, self.points, rows, weights.depth, weights.count)
+        products = Planes(frame, self.dtype, self.points, rows, width)
+        result = Result(k, self, lanes, source, everywhere, tuple(strides), products)
         panels = blocks_of(self.outputs, width)
         parts = blocks_of(self.outputs, width * self.panels)
         # Panels run fastest: of neighbouring tiles of the grid only the first has to transform the input.
@@ -117,18 +122,22 @@ class Winograd:
                     result.write(first + row, row, panel)
 
     def _multiply(
-        self, k: Function, lanes: int, a: Pointer, b: tuple[Pointer, int], count: Value, inputs: _Planes,
-        products: _Planes, ahead: Pointer | None,
+        self, k: Function, lanes: int, a: Pointer, b: tuple[Pointer, int], count: Value, inputs: Planes,
+        products: Planes, ahead: Pointer | None,
     ) -> None:  # fmt: skip
         """The products at all points of one panel, of a part of the depth; meanwhile fetch the next part's taps."""
         panel_tile = Tile(self.dtype, self.mr, self.nv, lanes)
         memory, b_plane = b
+        axis = self.axis
         depth = self.depth or self.channels
         line = 512 // self.dtype.bits
         row_tiles = -(-self.block // self.mr)
         lines = -(-depth * TAPS * TAPS * panel_tile.width // (line * self.points * row_tiles))
         with k.loop(self.points) as point:
-            here, weights = a + point * inputs.plane, memory + point * b_plane
+            number: Operand = point
+            if self.stride != 1:
+                number = axis.weight(point / self.reach) * axis.weights + axis.weight(point % self.reach)
+            here, weights = a + point * inputs.plane, memory + number * b_plane
             to = products.memory + point * products.plane
             # Rows up to a whole tile of sums are multiplied too: nobody reads them.
             with k.loop(count, step=self.mr, nonempty=True) as row:
@@ -145,25 +154,6 @@ class Winograd:
                         place.store(total if ahead is None else total + place.load(offset, lanes), offset)
 
 
-class _Planes:
-    """Scratch memory for a matrix at each point: [parts][points][rows][columns], strides spread over the cache."""
-
-    def __init__(self, frame: Frame, spec: Winograd, rows: int, columns: int, parts: int = 1) -> None:
-        line = max(frame.target.lanes(spec.dtype), 512 // spec.dtype.bits)
-        lines = -(-columns // line)
-        # Rows a multiple of a KiB apart share few of the cache's sets, as planes an even number of lines apart do.
-        lines += 1 if lines % 16 == 0 and lines > 16 else 0
-        self.row = lines * line
-        self.plane = (rows * lines | 1) * line
-        self.size = self.plane * spec.points
-        self.memory = frame.scratch(spec.dtype, self.size * parts)
-
-    def clear(self, k: Function, lanes: int) -> None:
-        zeros = k.constant(self.memory.dtype, 0, lanes)
-        with k.loop(self.size, step=lanes) as place:
-            self.memory.store(zeros, place)
-
-
 class _Weights:
     """Weights at the points, made where need be."""
 
@@ -175,29 +165,28 @@ class _Weights:
         self.memory = frame.address("w", spec.dtype)
         self.depth = spec.depth or spec.channels
         self.count = -(-spec.channels // self.depth)
-        self._made = None if spec.depth is None else _Planes(frame, spec, self.depth, self.width)
+        self.points = spec.axis.weights**2
+        self._made = None if spec.depth is None else Planes(frame, spec.dtype, self.points, self.depth, self.width)
 
     def ready(self, panel: Value, part: Operand) -> tuple[Pointer, int]:
         """One panel's weights at the points for a part of the depth, [points][depth][width], and the planes' stride."""
         spec, width = self.spec, self.width
         if self._made is None:
             size = spec.channels * width
-            return self.memory + panel * (spec.points * size), size
-        taps, made = self._taps(panel, part), self._made
+            return self.memory + panel * (self.points * size), size
+        taps, made, axis = self._taps(panel, part), self._made, spec.axis
         with self.k.loop(self.depth) as channel:
             for vector in range(0, width, self.lanes):
                 here = taps + channel * (TAPS * TAPS * width)
                 columns = [
-                    taps_to_points(
-                        [here.load((i * TAPS + j) * width + vector, self.lanes) for i in range(TAPS)], spec.tile
-                    )
+                    axis.taps([here.load((i * TAPS + j) * width + vector, self.lanes) for i in range(TAPS)])
                     for j in range(TAPS)
                 ]
                 # Rows of a panel follow each other, as the products want them.
                 to = made.memory + channel * width
-                for i in range(spec.reach):
-                    for j, value in enumerate(taps_to_points([column[i] for column in columns], spec.tile)):
-                        to.store(value, (i * spec.reach + j) * made.plane + vector)
+                for i in range(axis.weights):
+                    for j, value in enumerate(axis.taps([column[i] for column in columns])):
+                        to.store(value, (i * axis.weights + j) * made.plane + vector)
         return made.memory, made.plane
 
     def _taps(self, panel: Value, part: Operand) -> Pointer:
@@ -231,7 +220,7 @@ class _Grid:
         return image, rest / across * self.m, rest % across * self.m
 
 
-class _Source:
+class Source:
     """The input: where pixels lie, and the way to points."""
 
     def __init__(self, frame: Frame, spec: Winograd) -> None:
@@ -246,41 +235,56 @@ class _Source:
         out = [frame.number(f"out{i}", spec.extents[i] if spec.extents else None) for i in range(2)]
         self.grid = _Grid(spec.tile, (out[0], out[1]), frame.number("images"))
         self.addresses = k.stack_array(INT64, spec.points)
+        self.room = k.stack_array(spec.dtype, spec.points * self.lanes)
+        self.align = self.lanes * element
 
-    def transform(self, number: Value, to: _Planes, row: Value) -> None:
+    def transform(self, number: Value, to: Planes, row: Value) -> None:
         """Take one tile's input to points: to `row` of every plane."""
         k, spec, n = self.k, self.spec, self.spec.reach
         self._find(number)
 
         def vector(channel: Operand, here: Pointer, mask: Value | None) -> None:
-            def load(i: int, j: int) -> Value:
-                pixel = self.addresses.load_pointer(spec.dtype, i * n + j)
+            def load(i: int, j: Operand) -> Value:
+                pixel = self.addresses.load_pointer(spec.dtype, j + i * n)
                 return pixel.load(channel, self.lanes) if mask is None else pixel.load_masked(mask, channel)
 
-            columns = [to_points([load(i, j) for i in range(n)], spec.tile) for j in range(n)]
+            if n * n > _STRAIGHT_POINTS:
+                with k.loop(n, nonempty=True) as column:
+                    for i, value in enumerate(spec.axis.inputs([load(i, column) for i in range(n)])):
+                        self.room.store(value, (column + i * n) * self.lanes, align=self.align)
+                with k.loop(n, nonempty=True) as down:
+                    line = self.room + down * (n * self.lanes)
+                    values = [line.load(j * self.lanes, self.lanes, align=self.align) for j in range(n)]
+                    for j, value in enumerate(spec.axis.inputs(values)):
+                        here.store(value, (down * n + j) * to.plane)
+                return
+            columns = [spec.axis.inputs([load(i, j) for i in range(n)]) for j in range(n)]
             for i in range(n):
-                for j, value in enumerate(to_points([column[i] for column in columns], spec.tile)):
+                for j, value in enumerate(spec.axis.inputs([columns[across][i] for across in range(n)])):
                     here.store(value, (i * n + j) * to.plane)
 
         depth = spec.depth or spec.channels
         start = to.memory + row * to.row
-        if spec.channels % self.lanes == 0 and spec.channels % depth == 0:
-            with k.loop(spec.channels // depth) as part, k.loop(depth, step=self.lanes) as channel:
-                vector(part * depth + channel, start + part * to.size + channel, None)
-            return
-        with k.loop(-(-spec.channels // depth)) as part, k.loop(depth, step=self.lanes) as channel:
-            place = part * depth + channel
-            here = start + part * to.size + channel
-            with k.when(place + self.lanes <= spec.channels):
-                vector(place, here, None)
-            with k.otherwise():
-                vector(place, here, prefix_mask(spec.channels - place, self.lanes))
+        whole = spec.channels // self.lanes * self.lanes
+
+        # One loop over all parts: rounds of a loop over each would be too few to overlap.
+        def at(channel: Value) -> Pointer:
+            return start + channel / depth * to.size + channel % depth if depth < spec.channels else start + channel
+
+        if whole:
+            with k.loop(whole, step=self.lanes, nonempty=True) as channel:
+                vector(channel, at(channel), None)
+        # The rest of the last part's columns are zeros.
+        padded = -(-spec.channels // depth) * depth
+        if whole < padded:
+            with k.loop(padded, start=whole, step=self.lanes, nonempty=True) as channel:
+                vector(channel, at(channel), prefix_mask(spec.channels - channel, self.lanes))
 
     def _find(self, number: Value) -> None:
         """Write down the address of every pixel under a tile, of zeros outside the image."""
         k, n = self.k, self.spec.reach
         image, row, column = self.grid.place(number)
-        corner = (row - self.spec.pads[0], column - self.spec.pads[1])
+        corner = [start * self.spec.stride - pad for start, pad in zip((row, column), self.spec.pads, strict=True)]
         base = self.x + image * self.x_n
         inside: list[list[Value]] = []
         offsets: list[list[Value]] = []
@@ -299,16 +303,16 @@ class _Source:
 
 
 @dataclass(frozen=True)
-class _Result:
+class Result:
     """The output: the way back from points, and the epilogue."""
 
     k: Function
     spec: Winograd
     lanes: int
-    source: _Source
+    source: Source
     everywhere: Finish
     image_strides: tuple[Operand, ...]
-    products: _Planes
+    products: Planes
 
     def write(self, number: Value, row: Value, panel: Value) -> None:
         """One tile's pixels, for the outputs of a panel; `row` is the tile's in the block."""
@@ -324,11 +328,11 @@ class _Result:
         with k.loop(last, start=first, nonempty=True) as vector:
             place = points + (vector - first) * self.lanes
             columns = [
-                from_points([place.load((i * n + j) * self.products.plane, self.lanes) for i in range(n)], spec.tile)
+                spec.axis.outputs([place.load((i * n + j) * self.products.plane, self.lanes) for i in range(n)])
                 for j in range(n)
             ]
             tile = Tile(spec.dtype, spec.tile, 1, self.lanes)
-            lines = [_Line(tile, from_points([column[i] for column in columns], spec.tile)) for i in range(spec.tile)]
+            lines = [_Line(tile, spec.axis.outputs([column[i] for column in columns])) for i in range(spec.tile)]
             channel = vector * self.lanes
             present = self.lanes if spec.outputs % self.lanes == 0 else k.index(spec.outputs) - channel
             targets = [here.at((top + i) * out[1] + left, channel, present) for i in range(spec.tile)]

@@ -6,55 +6,37 @@ from dataclasses import dataclass
 
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, DType
-from whet.kernels.winograd_points import TAPS
+from whet.kernels.winograd_axis import Axis
 
 
 def choose_winograd_tile(
-    target: Target, channels: int, outputs: int, count: int | None, m: int, dtype: DType = FLOAT32, threads: int = 1
-) -> tuple[int, int, int, int, int | None]:
+    target: Target, channels: int, outputs: int, count: int | None, axis: Axis, dtype: DType = FLOAT32,
+    threads: int = 1,
+) -> tuple[int, int, int, int, int | None]:  # fmt: skip
     """(mr, nv, block, panels, depth) for a convolution of `channels` to `outputs`, of `count` tiles (None: many)."""
     lanes, element = target.lanes(dtype), dtype.bits // 8
-    points, number = (m + TAPS - 1) ** 2, count or _MANY
+    points, weights = axis.reach**2, axis.weights**2
     depth = None
-    if points * channels * outputs * element > _POINT_WEIGHT_BYTES:
-        room = target.l2_bytes * 3 // 20 // (points * 2 * lanes * element)
+    if weights * channels * outputs * element > _POINT_WEIGHT_BYTES:
+        room = target.l2_bytes * 3 // 20 // (weights * 2 * lanes * element)
         depth = _even_depth(channels, lanes, max(lanes, min(room, _TAP_DEPTH)))
     row_bytes = points * channels * element
-    most = target.l2_bytes // 4 // row_bytes if depth is None else min(_TAP_BLOCK, _TAP_SCRATCH_BYTES // row_bytes)
-    most = max(most, _LEAST_BLOCK)
-    inputs = number * -(-channels // lanes) * _INPUT_CYCLES
-
-    def cost(shape: _Shape) -> float:
-        mr, nv = shape.mr, shape.nv
-        step = max(mr * nv / 2, (mr + nv) / 2, nv * target.vector_bits / 512 * _PANEL_CYCLES) + nv / 8
-        sums = step + ((1 if depth is None else 1.5) * mr * nv + _TILE_CYCLES) / (depth or channels)
-        blocks = -(-number // shape.block)
-        rows = number // shape.block * _rounded(shape.block, mr) + _rounded(number % shape.block, mr)
-        panels = -(-outputs // (nv * lanes))
-        parts = -(-panels // shape.panels)
-        # Each part takes the input to the points again, each block the taps. Threads wait for the last one.
-        work = points * channels * rows / mr * parts * shape.panels * sums + parts * inputs
-        if depth is not None:
-            work += blocks * channels * parts * shape.panels * nv * WEIGHT_CYCLES[m]
-        return work * -(-blocks * parts // threads) * threads / (blocks * parts)
-
-    most_rows, most_vectors = (_MOST_ROWS, 3) if depth is None else (_MOST_TAP_ROWS, 2)
-    shapes = []
-    for mr, nv in _shapes(target, dtype):
-        if mr > most_rows or nv > most_vectors:
-            continue
-        panels = -(-outputs // (nv * lanes))
-        least = -(-number // max(most // mr * mr, mr))
-        for blocks in sorted({least, _rounded(least, threads)}):
-            block = min(number, _rounded(-(-number // blocks), mr))
-            limit = max(1, _PART_PRODUCTS // (points * block * channels * nv * lanes))
-            for parts in range(1, min(panels, 2 * threads) + 1):
-                each = -(-panels // parts)
-                if count is None:
-                    each = min(each, _UNKNOWN_PANELS)
-                shapes.append(_Shape(mr, nv, block, min(each, limit)))
-    best = min(shapes, key=cost)
+    most = target.l2_bytes // 2 // row_bytes if depth is None else min(_TAP_BLOCK, _TAP_SCRATCH_BYTES // row_bytes)
+    limits = (_MOST_ROWS, 3) if depth is None else (_MOST_TAP_ROWS, 2)
+    work = _Work(target, dtype, channels, outputs, points, count, threads, _INPUT_CYCLES, depth, WEIGHT_CYCLES[axis.m])
+    best = work.best(max(most, _LEAST_BLOCK), *limits)
     return best.mr, best.nv, best.block, best.panels, depth
+
+
+def choose_line_tile(
+    target: Target, channels: int, outputs: int, count: int | None, points: int, dtype: DType = FLOAT32,
+    threads: int = 1,
+) -> tuple[int, int, int, int]:  # fmt: skip
+    """(mr, nv, block, panels) for a convolution along lines, at `points` points."""
+    most = target.l2_bytes // 2 // (points * channels * dtype.bits // 8)
+    work = _Work(target, dtype, channels, outputs, points, count, threads, _LINE_INPUT_CYCLES)
+    best = work.best(max(most, _LEAST_BLOCK), _MOST_ROWS, 3)
+    return best.mr, best.nv, best.block, best.panels
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +45,66 @@ class _Shape:
     nv: int
     block: int
     panels: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Tiles, `count` of them if that is known, of `channels` to `outputs` numbers at `points` points."""
+
+    target: Target
+    dtype: DType
+    channels: int
+    outputs: int
+    points: int
+    count: int | None
+    threads: int
+    input_cycles: int
+    depth: int | None = None
+    weight_cycles: int = 0
+
+    @property
+    def number(self) -> int:
+        return self.count or _MANY
+
+    def best(self, most: int, most_rows: int, most_vectors: int) -> _Shape:
+        """The shape that takes least time, with `most` tiles in a block at most."""
+        number, lanes = self.number, self.target.lanes(self.dtype)
+        shapes = []
+        for mr, nv in _shapes(self.target, self.dtype):
+            if mr > most_rows or nv > most_vectors:
+                continue
+            panels = -(-self.outputs // (nv * lanes))
+            least = -(-number // max(most // mr * mr, mr))
+            for blocks in sorted({least, _rounded(least, self.threads)}):
+                block = min(number, _rounded(-(-number // blocks), mr))
+                limit = max(1, _PART_PRODUCTS // (self.points * block * self.channels * nv * lanes))
+                # Where there may be only one block of tiles, each thread has a part of its panels to do. Neighbouring
+                # parts share their block's input at the points, so that this costs nothing where there are many.
+                least_parts = 1 if self.count is not None else self.threads
+                most_parts = 2 * self.threads if self.count is not None else self.threads
+                for parts in range(min(panels, least_parts), min(panels, most_parts) + 1):
+                    shapes.append(_Shape(mr, nv, block, min(-(-panels // parts), limit)))
+        return min(shapes, key=self._cycles)
+
+    def _cycles(self, shape: _Shape) -> float:
+        mr, nv, number, channels, depth = shape.mr, shape.nv, self.number, self.channels, self.depth
+        lanes = self.target.lanes(self.dtype)
+        step = max(mr * nv / 2, (mr + nv) / 2, nv * self.target.vector_bits / 512 * _PANEL_CYCLES) + nv / 8
+        sums = step + ((1 if depth is None else 1.5) * mr * nv + _TILE_CYCLES) / (depth or channels)
+        blocks, least = -(-number // shape.block), number % shape.block
+        panels = -(-self.outputs // (nv * lanes))
+        parts = -(-panels // shape.panels)
+
+        def tile(tiles: int) -> float:
+            """A tile of the grid. Each part takes the input to the points again, each block the taps."""
+            work = self.points * channels * _rounded(tiles, mr) / mr * shape.panels * sums
+            work += tiles * -(-channels // lanes) * self.input_cycles
+            return work if depth is None else work + channels * shape.panels * nv * self.weight_cycles
+
+        if self.threads == 1:
+            return parts * ((number // shape.block) * tile(shape.block) + (tile(least) if least else 0))
+        # Threads wait for the one with the largest tiles.
+        return tile(shape.block) * -(-blocks * parts // self.threads)
 
 
 _MANY = 3136
@@ -79,10 +121,10 @@ _PART_PRODUCTS = 250_000_000
 """Multiplications of a tile of the grid at most, about 2 ms: between such tiles a run can be stopped."""
 WEIGHT_CYCLES = {2: 45, 4: 85}
 """By m: to take a vector of taps to the points."""
-_UNKNOWN_PANELS = 4
-"""Panels of a part where there may be only one block of tiles."""
 _INPUT_CYCLES = 250
 """To take a vector of a tile's channels to the points, where it is written to L2."""
+_LINE_INPUT_CYCLES = 40
+"""The same along a line."""
 _MOST_ROWS, _MOST_TAP_ROWS = 10, 8
 """Rows of sums at most: more find no room in L1, where the sums of earlier parts of the depth lie too."""
 _PANEL_CYCLES = 2.6

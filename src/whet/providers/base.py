@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from whet.compiler.tactics.question import Choices
 from whet.config import DEFAULT_LIMITS, Limits
 from whet.errors import Terminated
 from whet.graph import Graph, Model, Node, Value
 from whet.passes.base import Pass
 from whet.runtime.cancel import CancelToken
 from whet.runtime.values import RuntimeValue
+from whet.tuning.settings import NO_TUNING, Tuning
+from whet.tuning.tuner import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,10 @@ class CompileEnv:
     model_path: str | None = None
     shapes: tuple[ShapeRange, ...] = ()
     """Shapes to make ready."""
+    tuning: Tuning = NO_TUNING
+    """What may be measured, and where measurements are kept."""
+    choices: Choices | None = None
+    """Chooses among ways of working in place of the measurements."""
 
 
 @dataclass(slots=True)
@@ -148,6 +155,16 @@ class ReportsMemory(Protocol):
 
     def memory(self) -> MemoryUse:
         """Bytes held now."""
+        ...
+
+
+@runtime_checkable
+class ReportsTuning(Protocol):
+    """An executable that may have been tuned."""
+
+    @property
+    def tuned(self) -> Sequence[Outcome]:
+        """What tuning did, for each of its programs."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from whet.errors import InvalidArgument
 from whet.runtime.executor import executor
-from whet.runtime.layout import CLOSED, LEASED, Context, Station
+from whet.runtime.layout import LEASED, Context, Station
 from whet.runtime.loaded import LoadedProgram
 from whet.runtime.memory import ALIGNMENT, Area, Words, aligned_words
 from whet.runtime.program import DONE, Table
 from whet.runtime.team import MOST_THREADS, team
 
-_free_stations: deque[Words] = deque()
+_free_stations: defaultdict[int, deque[Words]] = defaultdict(deque)
+"""By the number of threads that they have room for."""
 _stations: list[Words] = []
 """Keeps every station for the life of the process: a late worker may still look at it."""
 
@@ -39,8 +40,8 @@ class RunContext:
         self._native_run, self._native_prepare = native.run, native.prepare
         self._threads = threads
         self._team = team()
-        self._station = _take_station(int(native.system.ctypes.data))
-        weakref.finalize(self, _free_stations.append, self._station).atexit = False
+        self._station = _take_station(int(native.system.ctypes.data), threads)
+        weakref.finalize(self, _free_stations[threads].append, self._station).atexit = False
         self.cancel_address: int = int(self._station.ctypes.data) + 8 * Station.CANCEL
         """Where an int64 other than 0 stops the run, from any thread, as long as the context lives.
 
@@ -185,13 +186,12 @@ class RunContext:
         self._station[Station.SLEEPERS] = 0
 
 
-def _take_station(system: int) -> Words:
+def _take_station(system: int, threads: int) -> Words:
     try:
-        station = _free_stations.pop()
+        station = _free_stations[threads].pop()
     except IndexError:
-        station = aligned_words(Station.SIZE)
+        station = aligned_words(Station.size(threads))
         station[Station.SYSTEM] = system
-        station[Station.CLAIM] = CLOSED
         _stations.append(station)
     station[Station.CANCEL] = 0
     station[Station.DEADLINE] = 0

@@ -48,9 +48,10 @@ class Station:
     KERNEL = 0
     WORDS = 1
     TILES = 2
-    CHUNK = 3
-    """Tiles of one claim."""
-    CHUNKS = 4
+    CLAIM = 3
+    """Units that a thread takes at once, at most."""
+    PARTS = 4
+    """Threads that have a range of the open step."""
     SCRATCH = 5
     SCRATCH_BYTES = 6
     """Distance between the scratch memories of two threads."""
@@ -61,21 +62,29 @@ class Station:
     """The number of the run: a worker that was leased for another one leaves."""
     LEADER_CPU = 10
     """Where the run's own thread was when it leased workers, or -1."""
+    UNIT = 11
+    """Tiles that are counted as one, so that a range's numbers fit."""
     CANCEL = 16
-    CLAIM = 32
-    """epoch << 32 | next chunk. The epoch changes when a step opens and when it closes."""
+    EPOCH = 32
+    """Changes when a step opens, its ranges written already, and when the run ends."""
     FINISHED = 48
-    """Chunks of the open step that are done, or never will be."""
+    """Units of the open step that are done, or never will be."""
     LEADER_SLEEPS = 49
     SLEEPERS = 64
     """Workers that sleep on the epoch."""
     OUTCOME = 80
     STATUS = 81
-    SIZE = 96
+    FIRST_RANGE = 96
+    """The range of each thread of a run: epoch << 2 * RANGE_BITS | next << RANGE_BITS | end, in units."""
+    RANGE_WORDS = 16
+
+    @classmethod
+    def size(cls, threads: int) -> int:
+        """Words of a station for runs of so many threads."""
+        return cls.FIRST_RANGE + cls.RANGE_WORDS * threads
 
 
-CLOSED = 0xFFFFFFFF
-"""The next chunk of a station without an open step."""
+RANGE_BITS = 18
 
 
 class Team:

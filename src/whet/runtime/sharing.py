@@ -1,17 +1,31 @@
 """Native code that shares a step's tiles between threads: leases, claims, and the workers' loop.
 
-A step is open while its station's claim word holds its epoch and a number of chunks that are left. Whoever swaps the
-word for the next number owns that chunk. The epoch makes a swap fail once the step that it was meant for has ended, so
-a thread that slept between reading and swapping does no harm, and the run's own thread waits for claimed chunks only.
+Each thread of a run has a range of the open step's tiles, in a word of its own: the epoch, the next tile, and the end.
+The owner takes tiles from the front; a thread whose own range is empty takes them from the back of another's. Who swaps
+the word owns what it took. The epoch makes a swap fail once the step that it was meant for has ended, so a thread that
+slept between reading and swapping does no harm; and nobody waits for a worker that has not come yet. Where no one is
+late, the same thread gets the same part of every step, and finds in its caches what it wrote there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from whet.codegen.lang import Function, Module, Operand, Pointer, Value, maximum, minimum, select
+from whet.codegen.lang import Function, Module, Operand, Pointer, Value, minimum, select
 from whet.dtypes import INT32, INT64, UINT8
-from whet.runtime.layout import CLOSED, CPU_WORDS, IDLE, LEASED, RESERVED, RUNNING, STOP, Context, Station, Team, Worker
+from whet.runtime.layout import (
+    CPU_WORDS,
+    IDLE,
+    LEASED,
+    RANGE_BITS,
+    RESERVED,
+    RUNNING,
+    STOP,
+    Context,
+    Station,
+    Team,
+    Worker,
+)
 from whet.runtime.program import CANCELLED, DONE, KERNEL_FAILED, LATE
 from whet.runtime.system import SystemCalls, current_cpu, pause, set_affinity, set_float_defaults
 
@@ -21,8 +35,9 @@ _CALL_NS = 250_000
 _LEADER_SPIN_NS = 50_000
 _SPINS_PER_LOOK = 32
 """Pauses between two looks at the clock."""
-_CHUNKS_PER_THREAD = 4
-_LOW = 0xFFFFFFFF
+_CLAIMS_PER_RANGE = 4
+"""Claims in which the owner takes its range where nobody helps."""
+_FIELD = (1 << RANGE_BITS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +77,21 @@ def _block(k: Function, name: str) -> Pointer:
 
 
 def _epoch(station: Pointer) -> Pointer:
-    """The half of the claim word that threads sleep on (memory is little-endian on every target)."""
-    return (station + Station.CLAIM).as_type(INT32) + 1
+    """The half of the epoch that threads sleep on (memory is little-endian on every target)."""
+    return (station + Station.EPOCH).as_type(INT32)
 
 
-def _closed(claim: Value) -> Value:
-    """The claim word behind `claim`, with no chunk left."""
-    return (((claim >> 32) + 1) << 32) | CLOSED
+def _range(station: Pointer, index: Operand) -> Pointer:
+    """A thread's range."""
+    return station + Station.FIRST_RANGE + index * Station.RANGE_WORDS
+
+
+def _next(word: Value) -> Value:
+    return (word >> RANGE_BITS) & _FIELD
+
+
+def _end(word: Value) -> Value:
+    return word & _FIELD
 
 
 class _Patience:
@@ -144,55 +167,70 @@ def _define_span(module: Module, calls: SystemCalls, poll: Function) -> Function
 
 
 def _define_work(module: Module, calls: SystemCalls, poll: Function, span: Function) -> Function:
-    """work(station, generation, index): claim and do chunks of the open step until none is left; how many it did."""
+    """work(station, generation, index): take tiles of the open step until none is left; how many units it did.
+
+    All are counted as finished in one go: a step whose tiles are not all counted does not end, so that what this thread
+    looks at stays that step's.
+    """
     with module.function("work", returns=INT64, internal=True) as k:
         station = _block(k, "station")
         generation, index = k.argument("generation"), k.argument("index")
-        word = station + Station.CLAIM
-        done = k.variable(k.index(0))
+        away = k.variable(k.index(0))  # how far the range that is looked at is from the thread's own
+        finished = k.variable(k.index(0))
         with k.repeat():
-            claim = word.atomic_load("acquire")
-            # Read behind the claim: if the run is still the same, the claim is one of its steps'.
+            parts = station.load(Station.PARTS)
+            k.leave_if(away.value >= parts)
+            own = away.value == 0
+            word = _range(station, select(own, index, (index + away.value) % parts))
+            seen = word.atomic_load("acquire")
+            # Read behind the range: if the run is still the same, the range is one of its steps'.
             k.leave_if((station + Station.GENERATION).atomic_load("acquire") != generation)
-            number = claim & _LOW
-            chunks = station.load(Station.CHUNKS)
-            k.leave_if(number >= chunks)
-            # These may change while they are read; then the swap fails, for the epoch has changed before them.
-            kernel = station.load_pointer(UINT8, Station.KERNEL)
-            words = station.load_pointer(INT64, Station.WORDS)
-            tiles, chunk = station.load(Station.TILES), station.load(Station.CHUNK)
-            scratch = station.load_pointer(UINT8, Station.SCRATCH) + index * station.load(Station.SCRATCH_BYTES)
-            _, mine = word.compare_exchange(claim, claim + 1, "acq_rel")
-            with k.when(mine):
-                begin = number * chunk
-                outcome = k.variable(k.call(poll, station))
-                with k.when(outcome.value == DONE):
-                    end = minimum(begin + chunk, tiles)
-                    outcome.value = k.call(span, station, kernel, words, begin, end, scratch)
-                finished = k.variable(k.index(1))
-                with k.when(outcome.value != DONE):
-                    (station + Station.OUTCOME).compare_exchange(k.index(DONE), outcome.value, "acq_rel")
-                    finished.value = finished.value + _take_rest(k, word, chunks)
-                (station + Station.FINISHED).atomic_add(finished.value, "seq_cst")
-                with k.when((station + Station.LEADER_SLEEPS).atomic_load("seq_cst") != 0):
-                    system = station.load_pointer(INT64, Station.SYSTEM)
-                    k.call_void(calls.wake, system, (station + Station.FINISHED).as_type(INT32))
-                done.value = done.value + 1
-        k.return_(done.value)
+            first, left = _next(seen), _end(seen) - _next(seen)
+            with k.when(left <= 0):
+                away.value = away.value + 1
+            with k.otherwise():
+                # These may change while they are read; then the swap fails, for the epoch has changed before them.
+                kernel = station.load_pointer(UINT8, Station.KERNEL)
+                words = station.load_pointer(INT64, Station.WORDS)
+                tiles, unit = station.load(Station.TILES), station.load(Station.UNIT)
+                scratch = station.load_pointer(UINT8, Station.SCRATCH) + index * station.load(Station.SCRATCH_BYTES)
+                amount = minimum(station.load(Station.CLAIM), select(own, left, (left + 1) / 2))
+                begin = select(own, first, _end(seen) - amount)
+                _, mine = word.compare_exchange(
+                    seen, select(own, seen + (amount << RANGE_BITS), seen - amount), "acq_rel"
+                )
+                with k.when(mine):
+                    outcome = k.variable(k.call(poll, station))
+                    with k.when(outcome.value == DONE):
+                        end = minimum((begin + amount) * unit, tiles)
+                        outcome.value = k.call(span, station, kernel, words, begin * unit, end, scratch)
+                    finished.value = finished.value + amount
+                    with k.when(outcome.value != DONE):
+                        (station + Station.OUTCOME).compare_exchange(k.index(DONE), outcome.value, "acq_rel")
+                        finished.value = finished.value + _take_rest(k, station, parts)
+                    away.value = k.index(0)
+        with k.when(finished.value != 0):
+            (station + Station.FINISHED).atomic_add(finished.value, "seq_cst")
+            with k.when((station + Station.LEADER_SLEEPS).atomic_load("seq_cst") != 0):
+                system = station.load_pointer(INT64, Station.SYSTEM)
+                k.call_void(calls.wake, system, (station + Station.FINISHED).as_type(INT32))
+        k.return_(finished.value)
     return k
 
 
-def _take_rest(k: Function, word: Pointer, chunks: Value) -> Value:
-    """Claim all chunks that are left, in order not to do them; how many they are."""
+def _take_rest(k: Function, station: Pointer, parts: Value) -> Value:
+    """Take all tiles that are left, in order not to do them; how many units they are."""
     rest = k.variable(k.index(0))
-    with k.repeat():
-        claim = word.atomic_load("acquire")
-        number = claim & _LOW
-        k.leave_if(number >= chunks)
-        _, mine = word.compare_exchange(claim, claim - number + chunks, "acq_rel")
-        with k.when(mine):
-            rest.value = chunks - number
-            k.leave()
+    with k.loop(parts) as i:
+        word = _range(station, i)
+        with k.repeat():
+            seen = word.atomic_load("acquire")
+            left = _end(seen) - _next(seen)
+            k.leave_if(left <= 0)
+            _, mine = word.compare_exchange(seen, seen + (left << RANGE_BITS), "acq_rel")
+            with k.when(mine):
+                rest.value = rest.value + left
+                k.leave()
     return rest.value
 
 
@@ -236,35 +274,40 @@ def _define_share(module: Module, calls: SystemCalls, work: Function) -> Functio
         tiles, workers = k.argument("tiles"), k.argument("workers")
         station = context.load_pointer(INT64, Context.STATION)
         system = station.load_pointer(INT64, Station.SYSTEM)
-        chunk = maximum(tiles / ((workers + 1) * _CHUNKS_PER_THREAD), 1)
-        chunks = (tiles + chunk - 1) / chunk
+        parts = workers + 1
+        unit = (tiles + _FIELD - 1) / _FIELD
+        units = (tiles + unit - 1) / unit
         station.store_pointer(kernel, Station.KERNEL)
         station.store_pointer(words, Station.WORDS)
         station.store(tiles, Station.TILES)
-        station.store(chunk, Station.CHUNK)
-        station.store(chunks, Station.CHUNKS)
+        station.store(unit, Station.UNIT)
+        station.store((units + parts * _CLAIMS_PER_RANGE - 1) / (parts * _CLAIMS_PER_RANGE), Station.CLAIM)
+        station.store(parts, Station.PARTS)
         (station + Station.FINISHED).atomic_store(0, "monotonic")
-        word = station + Station.CLAIM
-        opened = ((word.load() >> 32) + 1) << 32
-        word.atomic_store(opened, "seq_cst")
+        word = station + Station.EPOCH
+        epoch = word.load() + 1
+        stamp = epoch << (2 * RANGE_BITS)
+        with k.loop(parts) as i:
+            first, end = units * i / parts, units * (i + 1) / parts
+            _range(station, i).atomic_store(stamp | (first << RANGE_BITS) | end, "release")
+        word.atomic_store(epoch, "seq_cst")
         with k.when((station + Station.SLEEPERS).atomic_load("seq_cst") != 0):
             k.call_void(calls.wake, system, _epoch(station))
         k.call(work, station, station.load(Station.GENERATION), 0)
-        _await_finished(k, calls, system, station, chunks)
-        word.atomic_store(_closed(opened), "seq_cst")
+        _await_finished(k, calls, system, station, units)
         k.return_((station + Station.OUTCOME).atomic_load("acquire"))
     return k
 
 
-def _await_finished(k: Function, calls: SystemCalls, system: Pointer, station: Pointer, chunks: Value) -> None:
+def _await_finished(k: Function, calls: SystemCalls, system: Pointer, station: Pointer, units: Value) -> None:
     finished, sleeps = station + Station.FINISHED, station + Station.LEADER_SLEEPS
     patience = _Patience(k, calls, system, _LEADER_SPIN_NS)
     with k.repeat():
-        k.leave_if(finished.atomic_load("acquire") >= chunks)
+        k.leave_if(finished.atomic_load("acquire") >= units)
         with k.when(patience.run_out()):
             sleeps.atomic_store(1, "seq_cst")
             count = finished.atomic_load("seq_cst")
-            with k.when(count < chunks):
+            with k.when(count < units):
                 k.call_void(calls.wait, system, finished.as_type(INT32), count)
             sleeps.atomic_store(0, "monotonic")
 
@@ -276,9 +319,9 @@ def _define_release(module: Module, calls: SystemCalls) -> Function:
             k.return_()
         context.store(0, Context.LEASED)
         station = context.load_pointer(INT64, Context.STATION)
-        generation, word = station + Station.GENERATION, station + Station.CLAIM
+        generation, word = station + Station.GENERATION, station + Station.EPOCH
         generation.atomic_store(generation.load() + 1, "seq_cst")
-        word.atomic_store(_closed(word.load()), "seq_cst")
+        word.atomic_store(word.load() + 1, "seq_cst")
         with k.when((station + Station.SLEEPERS).atomic_load("seq_cst") != 0):
             k.call_void(calls.wake, station.load_pointer(INT64, Station.SYSTEM), _epoch(station))
         # Workers that have not started need not come.
@@ -297,18 +340,21 @@ def _define_help(module: Module, calls: SystemCalls, work: Function) -> Function
         generation, index, spin_ns = k.argument("generation"), k.argument("index"), k.argument("spin_ns")
         system = station.load_pointer(INT64, Station.SYSTEM)
         patience = _Patience(k, calls, system, spin_ns)
-        word, current = station + Station.CLAIM, station + Station.GENERATION
+        word, current = station + Station.EPOCH, station + Station.GENERATION
         sleepers = station + Station.SLEEPERS
+        last = k.variable(word.load() - 1)
         with k.repeat():
             seen = word.atomic_load("acquire")
-            k.leave_if(current.atomic_load("acquire") != generation)
-            with k.when(k.call(work, station, generation, index) != 0):
-                patience.reset()
+            with k.when(seen != last.value):
+                # A step has been opened, whose ranges were written before, or the run is over.
+                k.leave_if(current.atomic_load("acquire") != generation)
+                last.value = seen
+                with k.when(k.call(work, station, generation, index) != 0):
+                    patience.reset()
             with k.otherwise(), k.when(patience.run_out()):
                 sleepers.atomic_add(1, "seq_cst")
-                same = word.atomic_load("seq_cst") >> 32 == seen >> 32
-                with k.when(same & (current.atomic_load("seq_cst") == generation)):
-                    k.call_void(calls.wait, system, _epoch(station), seen >> 32)
+                with k.when(word.atomic_load("seq_cst") == seen):
+                    k.call_void(calls.wait, system, _epoch(station), seen)
                 sleepers.atomic_add(-1, "seq_cst")
                 patience.reset()
     return k

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from whet.config import Limits
 from whet.errors import InvalidArgument, did_you_mean
+from whet.tuning.settings import NO_TUNING, Mode, Tuning, default_folder
 
 SESSION_KEYS: dict[str, str] = {
     # Whet's own.
     "cpu.tactic.conv": "do every convolution in this one way, for tests and measurements; an error where it cannot",
+    "cpu.tactic.chain": "one kernel for a depthwise convolution and its 1x1 neighbours: on, off, auto (where faster)",
     "engine.model": "the model that an engine must have been made of; an engine of another one is refused",
     "goal": "latency (default) or throughput: what a provider that has the choice is set up for",
     "limits.cse_bytes": "largest constant that is compared with others to merge equal ones",
@@ -25,6 +28,9 @@ SESSION_KEYS: dict[str, str] = {
     "shapes.max": "largest shapes to make ready at once: INPUT:1x3x224x224,OTHER:8; more profiles after a ;",
     "shapes.min": "smallest shapes of that range; any, if left out",
     "shapes.opt": "the shapes of that range that are met most; the largest, if left out",
+    "tune": "off (default): measure nothing; quick or full: time tactics that the timing cache does not know yet",
+    "tune.budget": "seconds that tuning may take for each program; 3 for quick, as many as it takes for full",
+    "tune.cache": "folder of the timing cache, whose choices every session takes, or none: choose by the cost model",
     # ONNX Runtime's, with effect here.
     "session.model_external_initializers_file_folder_path": "folder of a model's external data, for models from bytes",
     "session.disable_cpu_ep_fallback": "1: refuse a model of which any node lands on the reference provider",
@@ -90,6 +96,9 @@ INERT_SESSION_KEYS: frozenset[str] = frozenset(
 )
 """Keys of ONNX Runtime that existing programs set and that change nothing here; `whet info --options` lists them."""
 
+NO_CACHE = "none"
+MODES: tuple[Mode, ...] = ("off", "quick", "full")
+
 RUN_KEYS: dict[str, str] = {
     "deadline_ms": "stop the run after this many milliseconds",
 }
@@ -107,13 +116,18 @@ INERT_RUN_KEYS: frozenset[str] = frozenset(
 )
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "cpu.tactic.conv": ("pointwise", "depthwise", "im2col", "direct", "winograd4", "winograd2"),
+    "cpu.tactic.conv": (
+        "pointwise", "depthwise", "im2col", "padded", "direct", "winograd4", "winograd2", "winograd4-few",
+        "winograd4-stride2", "winograd2-stride2", "winograd-line8", "winograd-line6",
+    ),
+    "cpu.tactic.chain": ("auto", "on", "off"),
     "goal": ("latency", "throughput"),
+    "tune": ("off", "quick", "full"),
     "session.disable_cpu_ep_fallback": ("0", "1"),
     "session.record_ep_graph_assignment_info": ("0", "1"),
     "session.load_model_format": ("", "ONNX"),
     "session.save_model_format": ("", "ONNX"),
-}
+}  # fmt: skip
 _WHOLE = frozenset(
     {
         "optimization.constant_folding_max_output_size_in_bytes",
@@ -121,7 +135,7 @@ _WHOLE = frozenset(
         *(key for key in SESSION_KEYS if key.startswith("limits.") and key != "limits.fold_seconds"),
     }
 )
-_SECONDS_OR_MS = frozenset({"limits.fold_seconds", "deadline_ms"})
+_SECONDS_OR_MS = frozenset({"limits.fold_seconds", "deadline_ms", "tune.budget"})
 
 
 def check_session_key(key: str, value: str) -> None:
@@ -163,6 +177,34 @@ def forced_tactics(config: dict[str, str]) -> dict[str, str]:
     """Tactics that checked session keys force, by family of operators."""
     prefix = "cpu.tactic."
     return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+
+
+def tuning(config: dict[str, str], deterministic: bool) -> Tuning:
+    """How checked session keys ask for tactics to be measured.
+
+    `deterministic`: choose by the cost model alone. Raises InvalidArgument where the keys contradict each other.
+    """
+    mode: Mode = next((m for m in MODES if m == config.get("tune")), "off")
+    folder = config.get("tune.cache")
+    if mode != "off" and (deterministic or folder == NO_CACHE):
+        raise InvalidArgument(
+            "nothing can be tuned without a timing cache", value="tune", found=mode,
+            expected="off with use_deterministic_compute" if deterministic else f"off with tune.cache={NO_CACHE}",
+        )  # fmt: skip
+    if deterministic or folder == NO_CACHE:
+        return NO_TUNING
+    if folder == "":
+        raise InvalidArgument("the timing cache has no folder", value="tune.cache", expected=f"a path, or {NO_CACHE}")
+    budget = config.get("tune.budget")
+    return Tuning(
+        mode, None if budget is None else float(budget), default_folder() if folder is None else Path(folder)
+    )  # fmt: skip
+
+
+def tactic_families() -> dict[str, tuple[str, ...]]:
+    """What session keys may force, by family of operators."""
+    prefix = "cpu.tactic."
+    return {key.removeprefix(prefix): values for key, values in _CHOICES.items() if key.startswith(prefix)}
 
 
 def limit_changes(config: dict[str, str]) -> dict[str, float]:

@@ -19,12 +19,12 @@ from whet.errors import Fail, InvalidArgument, NotImplemented, did_you_mean
 from whet.graph import Model, Value
 from whet.graph.tensor import TensorData
 from whet.passes.base import PassReport
-from whet.providers.base import CompileEnv, ExecutionProvider, MemoryUse, ProfileEvent, RunState
+from whet.providers.base import CompileEnv, ExecutionProvider, MemoryUse, ProfileEvent, ReportsTuning, RunState
 from whet.providers.partition import Placement
 from whet.runtime.values import RuntimeValue
 from whet.session import engine, saved_model
 from whet.session.auto import AutoReport, choose_providers
-from whet.session.config_keys import forced_tactics, limit_changes
+from whet.session.config_keys import forced_tactics, limit_changes, tuning
 from whet.session.device import OrtDevice, OrtMemoryInfo
 from whet.session.environment import LOGGER
 from whet.session.executor import copied
@@ -47,6 +47,7 @@ from whet.session.provider_list import normalize
 from whet.session.seed import current_seed
 from whet.session.shape_ranges import shape_ranges
 from whet.session.short_run import ShortRun, short_run
+from whet.tuning.tuner import Outcome
 
 SPECIALIZATIONS = 4
 """How many sets of overridden initializers keep their own compiled form."""
@@ -205,6 +206,11 @@ class InferenceSession:
         if self._is_engine:
             if not any(p.name == engine.CPU for p in providers):
                 raise InvalidArgument("an engine runs on one provider", file=self._model_path, expected=engine.CPU)
+            if self._options._config.get("tune", "off") != "off":
+                raise InvalidArgument(
+                    "an engine keeps the choices that it was saved with", file=self._model_path, value="tune",
+                    expected="off", hint="Tune the model, and save its engine again.",
+                )  # fmt: skip
             model = self._options._config.get("engine.model")
             compiled = engine.load(self._model_name, self._environment, self._settings, model)
             optimized = started
@@ -231,6 +237,10 @@ class InferenceSession:
             tactics=forced_tactics(self._options._config),
             model_path=path,
             shapes=shape_ranges(self._options._config, inputs),
+            tuning=replace(
+                tuning(self._options._config, self._options.use_deterministic_compute),
+                report=self._options._tuning_report,
+            ),
         )
 
     def _specialization(self, feed: Mapping[str, Any]) -> Specialization:
@@ -474,6 +484,12 @@ class InferenceSession:
         with self._lock:
             compiled = [self._main.compiled, *(s.compiled for s in self._specializations.values())]
         return sum((c.executor.memory() for c in compiled), MemoryUse())
+
+    @property
+    def tuning(self) -> list[Outcome]:
+        """What tuning did (session key `tune`), for each program that it looked at."""
+        executables = self._main.compiled.executor.executables
+        return [outcome for e in executables if isinstance(e, ReportsTuning) for outcome in e.tuned]
 
     def save_optimized_model(self, path: str | os.PathLike[str]) -> None:
         """Write the optimized model in a form that ONNX Runtime reads; on an error nothing is left behind."""

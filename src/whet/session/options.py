@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from whet.providers.base import Level
 from whet.runtime.cancel import CancelToken
 from whet.session.config_keys import check_run_key, check_session_key
 from whet.session.ortvalue import OrtValue
+from whet.tuning.settings import Progress
 
 
 class GraphOptimizationLevel(enum.IntEnum):
@@ -141,6 +142,7 @@ class SessionOptions(_CheckedAttributes):
         self._custom_ops: list[CustomOp] = []
         self._custom_op_libraries: list[str] = []
         self._providers: list[tuple[str, dict[str, str]]] = []
+        self._tuning_report: Callable[[Progress], None] | None = None
 
     @property
     def level(self) -> Level:

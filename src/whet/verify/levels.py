@@ -161,6 +161,11 @@ def providers_of(requested: Sequence[tuple[str, dict[str, str]]]) -> list[Execut
     return made
 
 
+def reference_provider(*, float64: bool) -> ExecutionProvider:
+    """The reference provider, computing in float64 throughout when asked."""
+    return _reference(float64, LoadSettings())
+
+
 def _reference(float64: bool, settings: LoadSettings) -> ExecutionProvider:
     options = {"compute_dtype": "float64"} if float64 else {}
     made, _ = make_providers([(REFERENCE, options)], settings.custom_ops, (), allow_reference=False, strict=True)

@@ -12,12 +12,15 @@ from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import computed
-from whet.compiler.views import View
+from whet.compiler.views import View, hint
 from whet.dtypes import BFLOAT16, BOOL, FLOAT16, FLOAT32, INT32, INT64
 from whet.graph import Node, Value
 from whet.graph.dims import Dim, Known, ceil_div
 from whet.kernels.attention import Attention
 
+_TILE_QUERIES = (64, 128, 256)
+_TILES = 64
+"""Enough for a few threads to finish at about the same time."""
 _STORED = frozenset({FLOAT32, FLOAT16, BFLOAT16})
 
 
@@ -188,6 +191,7 @@ def emit_attention(
         lengths=None if lengths is None else lengths.element,
         offset_from_lengths=lengths is not None and (causal or left >= 0 or right >= 0),
         softcap=softcap,
+        tile_queries=_tile_queries(ctx, hint(batch * heads), hint(queries), head + value_head),
     )
     words: dict[str, Word] = {
         "q": address(query), "k": address(key), "v": address(value), "y": address(out),
@@ -210,6 +214,16 @@ def emit_attention(
     tiles = batch * heads * ceil_div(queries, spec.tile_rows(ctx.target))
     flops = batch * heads * queries * keys * (2 * (head + value_head))
     ctx.emit(spec, words, tiles, reads, [out], flops=flops, tactic="attention")
+
+
+def _tile_queries(ctx: Lowering, heads: int, queries: int, elements: int) -> int:
+    """Queries in a tile: the more, the less often keys come from a distant cache, if there are tiles enough for some
+    threads and a tile's queries and results, of so many elements together, leave room in L2."""
+    fits = [
+        size for size in _TILE_QUERIES
+        if heads * -(-queries // size) >= _TILES and size * elements * 4 <= ctx.target.l2_bytes // 4
+    ]  # fmt: skip
+    return max(fits, default=min(_TILE_QUERIES))
 
 
 def _mask(ctx: Lowering, mask: View, shape: Sequence[Known]) -> View:

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from whet.compiler.fuse import Group
+from whet.compiler.lower.conv_line import emit_line
 from whet.compiler.lower.copy import cast_copy, copy, relayout
 from whet.compiler.lower.demand import demand
 from whet.compiler.lower.epilogue import Begin, Extra, Finish, finish, takes_group
+from whet.compiler.lower.factors import emit_factored
 from whet.compiler.lower.matmul import ELEMENTS, After, emit_rows, pack_at_run, same_whole
 from whet.compiler.lower.pointwise import tensor_refusal
+from whet.compiler.lower.reduce import wants_spatial_sums
 from whet.compiler.lower.rule import Rule
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
@@ -20,13 +23,17 @@ from whet.compiler.tactics.choice import choose
 from whet.compiler.tactics.conv import CONV_TACTICS, Geometry, winograd_tiles
 from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, product
-from whet.dtypes import DType
+from whet.dtypes import FLOAT32, DType
 from whet.graph import Node, Value
 from whet.graph.dims import Dim, Known, ceil_div
 from whet.kernels.conv import Conv, Window, choose_conv_tile, pack_conv_weights
+from whet.kernels.conv_padded import ConvPadded, choose_padded_tile
 from whet.kernels.depthwise import Depthwise, choose_depthwise_tile, pack_depthwise_weights
+from whet.kernels.gemm_tile import GemmTile
 from whet.kernels.im2col import ConvIm2col
 from whet.kernels.winograd import Winograd, pack_point_weights, pack_tap_weights
+from whet.kernels.winograd_axis import Axis
+from whet.kernels.winograd_few import WinogradFew, choose_few_tile
 from whet.kernels.winograd_tile import choose_winograd_tile
 
 
@@ -91,17 +98,22 @@ def lower_conv(ctx: Lowering, node: Node, group: Group | None) -> None:
     extras: list[Extra] = [] if bias is None else [(vector(ctx, ctx.view(bias)), "column")]
     if bias is not None:
         demand(ctx, "equal", shape_of(bias)[0], shape_of(w)[0], "the bias of a convolution has another extent")
-    lower_window(ctx, node, group, ctx.view(x), w, extras)
+    image, factors = ctx.factored.get(x, (x, None))
+    lower_window(
+        ctx, node, group, ctx.view(image), w, extras, factors=None if factors is None else ctx.view(factors)
+    )  # fmt: skip
 
 
 def lower_window(
     ctx: Lowering, node: Node, group: Group | None, x: View, w: Value, extras: Sequence[Extra],
     after: After | None = None, *, element: DType | None = None, begin: Begin | None = None, nhwc: bool = False,
+    factors: View | None = None,
 ) -> None:  # fmt: skip
     """Emit a node's convolution of `x` [images, channels, ..] with `w`, whose sums have type `element`.
 
-    To the sums `extras` are added, then comes what `after` does; or `begin` says what becomes of them. With
-    `nhwc` the node's result has its channels behind its spatial axes (as `extras` that are whole have).
+    `x` counts times `factors` [images or 1, channels, 1, ..] (where `lower.factors` leaves them to it). To the sums
+    `extras` are added, then comes what `after` does; or `begin` says what becomes of them. With `nhwc` the
+    node's result has its channels behind its spatial axes (as `extras` that are whole have).
     """
     element = element or computed(dtype_of(node.output))
     if x.element is not element:
@@ -140,15 +152,19 @@ def lower_window(
     else:
         out = ctx.new(done.result, last)
     target = out
-    if _pixel_stride(out) is None:
+    if pixel_stride(out) is None:
         # Written into a part of another tensor whose rows are not evenly spaced.
         target = ctx.temporary(out.element, out.shape, last)
     operands = tuple(
-        _pixels(ctx, v.broadcast(out.shape), last) if kind == "full" else _vector(ctx, v, kind)
+        even_pixels(ctx, v.broadcast(out.shape), last) if kind == "full" else vector_operand(ctx, v, kind)
         for v, kind in zip(done.operands, done.kinds, strict=True)
     )
-    done = Finish(done.epilogue, operands, done.kinds, done.result, done.ops)
-    emit_window(ctx, geometry, x, w, target, done, element)
+    sums = not nhwc and wants_spatial_sums(done.result)
+    done = Finish(done.epilogue, operands, done.kinds, done.result, done.ops, sums)
+    if factors is None:
+        emit_window(ctx, geometry, x, w, target, done, element)
+    else:
+        emit_factored(ctx, channels_last(ctx, x), factors, w, element, target, done)
     if target is not out:
         copy(ctx, target, out)
 
@@ -156,7 +172,8 @@ def lower_window(
 def emit_window(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     """Emit a convolution by the tactic that suits its extents; pixels of `out` are evenly spaced, channels a row."""
     where = ctx.node.label if ctx.node is not None else None
-    _EMIT[choose("conv", CONV_TACTICS, g, ctx.env, where)](ctx, g, x, w, out, done, element)
+    detail = (done.epilogue, "channels last" if x.unit(1) else "channels first")
+    _EMIT[choose("conv", CONV_TACTICS, g, ctx.env, where, detail=detail)](ctx, g, x, w, out, done, element)
 
 
 def vector(ctx: Lowering, view: View) -> View:
@@ -164,7 +181,7 @@ def vector(ctx: Lowering, view: View) -> View:
     return view if view.unit(0) else relayout(ctx, view)
 
 
-def _vector(ctx: Lowering, view: View, kind: str) -> View:
+def vector_operand(ctx: Lowering, view: View, kind: str) -> View:
     """A column operand: one number for each channel, next to each other."""
     if kind != "column":
         return view
@@ -179,7 +196,7 @@ def channels_last(ctx: Lowering, view: View) -> View:
     return relayout(ctx, view, (0, *range(2, view.rank), 1))
 
 
-def _pixel_stride(view: View) -> Known | None:
+def pixel_stride(view: View) -> Known | None:
     """Elements from one pixel to the next, where channels are neighbours and pixels are evenly spaced."""
     if not view.unit(1):
         return None
@@ -192,22 +209,22 @@ def _pixel_stride(view: View) -> Known | None:
     return joined.strides[0]
 
 
-def _pixels(ctx: Lowering, view: View, order: Sequence[int]) -> View:
-    return view if _pixel_stride(view) is not None else relayout(ctx, view, order)
+def even_pixels(ctx: Lowering, view: View, order: Sequence[int]) -> View:
+    return view if pixel_stride(view) is not None else relayout(ctx, view, order)
 
 
-def _finish_words(words: dict[str, Word], done: Finish) -> None:
+def finish_words(words: dict[str, Word], done: Finish) -> None:
     for i, (view, kind) in enumerate(zip(done.operands, done.kinds, strict=True)):
         words[f"e{i}"] = address(view)
         if kind == "full":
-            stride = _pixel_stride(view)
+            stride = pixel_stride(view)
             assert stride is not None
             words[f"e{i}_s"] = stride
             words[f"e{i}_n"] = view.strides[0]
 
 
-def _out_words(words: dict[str, Word], out: View) -> None:
-    stride = _pixel_stride(out)
+def out_words(words: dict[str, Word], out: View) -> None:
+    stride = pixel_stride(out)
     assert stride is not None
     words |= {"c": address(out), "ldc": stride, "c_n": out.strides[0]}
 
@@ -228,7 +245,7 @@ def _flops(g: Geometry) -> Known:
     return product(g.out) * g.images * (2 * g.groups * g.outputs * g.channels * g.window.taps)
 
 
-def _in_place(done: Finish, out: View) -> list[tuple[View, View]]:
+def in_place_pairs(done: Finish, out: View) -> list[tuple[View, View]]:
     return [(v, out) for v, k in zip(done.operands, done.kinds, strict=True) if k == "full" and same_whole(v, out)]
 
 
@@ -259,52 +276,89 @@ def _weights(ctx: Lowering, w: Value, g: Geometry, width: int, element: DType, f
 
 def _emit_direct(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     x = channels_last(ctx, x)
-    mr, nv, m_block, panels = _tile(ctx, g, element, False)
+    tile = _tile(ctx, g, element, False)
     spec = Conv(
-        g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), mr, nv, m_block, panels, done.epilogue
-    )
+        g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), tile.mr, tile.nv, tile.m_block, tile.panels,
+        done.epilogue, tile.ahead,
+    )  # fmt: skip
     width = spec.width(ctx.target)
     packed = _weights(ctx, w, g, width, element, False)
     zero = ctx.zeros(g.channels * g.groups, element)
     words = _image_words(g, x)
     words |= {"w": address(packed), "zero": address(zero)}
-    _out_words(words, out)
-    _finish_words(words, done)
-    columns = width * panels
-    tiles = g.images * g.groups * (-(-g.outputs // columns)) * ceil_div(product(g.out), m_block)
+    out_words(words, out)
+    finish_words(words, done)
+    columns = width * tile.panels
+    tiles = g.images * g.groups * (-(-g.outputs // columns)) * ceil_div(product(g.out), tile.m_block)
     ctx.emit(
         spec, words, tiles, [x, packed, zero, *done.operands], [out], flops=_flops(g),
-        in_place=_in_place(done, out), ops=done.ops, tactic="conv",
+        in_place=in_place_pairs(done, out), ops=done.ops, tactic="conv",
     )  # fmt: skip
 
 
-def _tile(ctx: Lowering, g: Geometry, element: DType, gathered: bool) -> tuple[int, int, int, int]:
-    """(mr, nv, m_block, panels)."""
+def _tile(ctx: Lowering, g: Geometry, element: DType, gathered: bool) -> GemmTile:
     pixels = product(g.out)
     known = pixels if isinstance(pixels, int) else None
-    return choose_conv_tile(ctx.target, g.window, g.channels, g.outputs, known, gathered, element)
+    return choose_conv_tile(
+        ctx.target, g.window, g.channels, g.outputs, known, gathered, element, ctx.env.threads
+    )  # fmt: skip
 
 
 def _emit_im2col(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     last = x.unit(1) and g.channels * g.groups > 1
     stride = x.strides[-1]
-    mr, nv, m_block, panels = _tile(ctx, g, element, True)
+    tile = _tile(ctx, g, element, True)
     spec = ConvIm2col(
-        g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), mr, nv, m_block, panels, done.epilogue,
-        last, stride if isinstance(stride, int) else None,
+        g.window, g.channels, g.outputs, g.groups, element, _fixed(g.out), tile.mr, tile.nv, tile.m_block, tile.panels,
+        done.epilogue, last, stride if isinstance(stride, int) else None,
     )  # fmt: skip
     width = spec.width(ctx.target)
     packed = _weights(ctx, w, g, width, element, not last)
     words = _image_words(g, x)
     words["w"] = address(packed)
-    _out_words(words, out)
-    _finish_words(words, done)
-    columns = width * panels
-    tiles = g.images * g.groups * (-(-g.outputs // columns)) * ceil_div(product(g.out), m_block)
+    out_words(words, out)
+    finish_words(words, done)
+    columns = width * tile.panels
+    tiles = g.images * g.groups * (-(-g.outputs // columns)) * ceil_div(product(g.out), tile.m_block)
     ctx.emit(
         spec, words, tiles, [x, packed, *done.operands], [out], flops=_flops(g),
-        in_place=_in_place(done, out), ops=done.ops, tactic="conv-im2col",
+        in_place=in_place_pairs(done, out), ops=done.ops, tactic="conv-im2col",
     )  # fmt: skip
+
+
+def _emit_padded(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    last = x.unit(1) and g.channels * g.groups > 1
+    window, image, spatial, steps = _plane(g, x)
+    stride = steps[1]
+    height, width = (n if isinstance(n, int) else None for n in spatial)
+    tile = choose_padded_tile(ctx.target, window, g.channels, g.outputs, (height, width), element)
+    extents = None if height is None or width is None else (height, width)
+    spec = ConvPadded(
+        window, g.channels, g.outputs, g.groups, element, extents, tile.mr, tile.nv, tile.rows, tile.columns,
+        done.epilogue, last, stride if isinstance(stride, int) else None,
+    )  # fmt: skip
+    packed = _weights(ctx, w, g, spec.width(ctx.target), element, not last)
+    words: dict[str, Word] = {
+        "x": address(x), "x_n": x.strides[0], "x_s0": steps[0], "x_s1": stride, "x_c": x.strides[1], "in0": image[0],
+        "in1": image[1], "out0": spatial[0], "out1": spatial[1], "w": address(packed),
+    }  # fmt: skip
+    out_words(words, out)
+    finish_words(words, done)
+    tiles = g.images * g.groups * ceil_div(spatial[0], spec.rows) * ceil_div(spatial[1], spec.columns)
+    ctx.emit(
+        spec, words, tiles, [x, packed, *done.operands], [out], flops=_flops(g),
+        in_place=in_place_pairs(done, out), ops=done.ops, tactic="conv-padded",
+    )  # fmt: skip
+
+
+def _plane(g: Geometry, x: View) -> tuple[Window, tuple[Known, ...], tuple[Known, ...], tuple[Known, ...]]:
+    """Window, extents of input and output, and strides along two spatial axes, where there may be one only."""
+    window = g.window
+    if window.rank == 2:
+        return window, g.image, g.out, x.strides[2:]
+    pads = (0, window.pads[0], 0, window.pads[1])
+    line = Window((1, *window.kernel), (1, *window.strides), (1, *window.dilations), pads)
+    return line, (1, *g.image), (1, *g.out), (0, *x.strides[2:])
 
 
 def _emit_pointwise(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
@@ -321,32 +375,42 @@ def _emit_pointwise(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, do
 
 def _emit_depthwise(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     x = channels_last(ctx, x)
-    window, image, spatial = g.window, g.image, g.out
-    steps = x.strides[2:]
-    if window.rank == 1:
-        pads = window.pads
-        window = Window((1, *window.kernel), (1, *window.strides), (1, *window.dilations), (0, pads[0], 0, pads[1]))
-        image, spatial, steps = (1, *image), (1, *spatial), (0, *steps)
+    window, image, spatial, steps = _plane(g, x)
     fixed = _fixed((image[1], spatial[1]))
     columns = (fixed[0], fixed[1]) if fixed is not None else None
-    pixels, rows, vectors = choose_depthwise_tile(ctx.target, window, fixed[1] if fixed is not None else None)
-    spec = Depthwise(window, g.groups, element, columns, pixels, rows, vectors, done.epilogue)
-    packed = _depthwise_weights(ctx, w, g, element)
+    height, step = (n if isinstance(n, int) else None for n in (spatial[0], steps[1]))
+    tile = choose_depthwise_tile(ctx.target, window, height, columns and columns[1], g.groups, element)
+    add_up = done.sums and element is FLOAT32 and dtype_of(done.result) is FLOAT32
+    spec = Depthwise(
+        window, g.groups, element, columns, tile.pixels, tile.rows, tile.vectors, done.epilogue, tile.lines, height,
+        step, add_up,
+    )  # fmt: skip
+    packed = depthwise_weights(ctx, w, element)
     words: dict[str, Word] = {
         "x": address(x), "x_n": x.strides[0], "x_s0": steps[0], "x_s1": steps[1], "in0": image[0], "in1": image[1],
         "out0": spatial[0], "out1": spatial[1], "w": address(packed),
     }  # fmt: skip
-    _out_words(words, out)
-    _finish_words(words, done)
+    out_words(words, out)
+    finish_words(words, done)
     channels = ctx.target.lanes(element) * spec.vectors
-    tiles = g.images * (-(-g.groups // channels)) * ceil_div(spatial[0], spec.rows)
+    blocks = ceil_div(spatial[0], spec.rows)
+    tiles = g.images * (-(-g.groups // channels)) * blocks
+    writes = [out]
+    if add_up:
+        parts = ctx.temporary(element, (g.images, blocks, g.groups), label=f"sums of {done.result.name}")
+        words |= {"totals": address(parts), "totals_n": parts.strides[0]}
+        writes.append(parts)
+        ones, zeros = (1,) * (g.window.rank - 1), (0,) * (g.window.rank - 1)
+        # As an image of as many pixels as there are parts.
+        shape, strides = (g.images, g.groups, blocks, *ones), (parts.strides[0], 1, parts.strides[1], *zeros)
+        ctx.spatial_sums[done.result] = View(parts.buffer, shape, strides)
     ctx.emit(
-        spec, words, tiles, [x, packed, *done.operands], [out], flops=_flops(g),
-        in_place=_in_place(done, out), ops=done.ops, tactic="depthwise",
+        spec, words, tiles, [x, packed, *done.operands], writes, flops=_flops(g),
+        in_place=in_place_pairs(done, out), ops=done.ops, tactic="depthwise",
     )  # fmt: skip
 
 
-def _depthwise_weights(ctx: Lowering, w: Value, g: Geometry, element: DType) -> View:
+def depthwise_weights(ctx: Lowering, w: Value, element: DType) -> View:
     if w.data is not None:
         data = w.data
         lanes = ctx.target.lanes(element)
@@ -360,58 +424,92 @@ def _depthwise_weights(ctx: Lowering, w: Value, g: Geometry, element: DType) -> 
 
 
 def _emit_winograd(
-    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType, m: int
-) -> None:
+    ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType, axis: Axis,
+    few: bool = False,
+) -> None:  # fmt: skip
     x = channels_last(ctx, x)
-    mr, nv, block, panels, depth = choose_winograd_tile(
-        ctx.target, g.channels, g.outputs, winograd_tiles(g, m), m, element, ctx.env.threads
+    m = axis.m
+    choose_tile = choose_few_tile if few else choose_winograd_tile
+    mr, nv, block, panels, depth = choose_tile(
+        ctx.target, g.channels, g.outputs, winograd_tiles(g, m), axis, element, ctx.env.threads
     )
     fixed = _fixed(g.out)
     extents = (fixed[0], fixed[1]) if fixed is not None else None
     pads = (g.window.pads[0], g.window.pads[1])
-    spec = Winograd(g.channels, g.outputs, m, pads, element, extents, mr, nv, block, panels, depth, done.epilogue)
+    spec = (WinogradFew if few else Winograd)(
+        g.channels, g.outputs, m, pads, element, extents, mr, nv, block, panels, depth, done.epilogue, axis.stride
+    )
     packed = _winograd_weights(ctx, w, spec)
     zero = ctx.zeros(g.channels, element)
     words = _image_words(g, x)
     words |= {"w": address(packed), "zero": address(zero), "images": g.images}
-    _out_words(words, out)
-    _finish_words(words, done)
+    out_words(words, out)
+    finish_words(words, done)
     parts = -(-g.outputs // (spec.width(ctx.target) * panels))
     tiles = ceil_div(product([ceil_div(extent, m) for extent in g.out]) * g.images, block) * parts
     ctx.emit(
         spec, words, tiles, [x, packed, zero, *done.operands], [out], flops=_flops(g),
-        in_place=_in_place(done, out), ops=done.ops, tactic=f"winograd{m}",
+        in_place=in_place_pairs(done, out), ops=done.ops,
+        tactic=f"winograd{m}" + ("-few" if few else "" if axis.stride == 1 else f"-stride{axis.stride}"),
     )  # fmt: skip
 
 
 def _winograd_weights(ctx: Lowering, w: Value, spec: Winograd) -> View:
     assert w.data is not None
-    data, element, m, depth, width = w.data, spec.dtype, spec.tile, spec.depth, spec.width(ctx.target)
+    data, element, depth, width = w.data, spec.dtype, spec.depth, spec.width(ctx.target)
 
     def make() -> np.ndarray[Any, Any]:
         array = data.numpy().astype(element.numpy, copy=False)
-        return pack_point_weights(array, m, width) if depth is None else pack_tap_weights(array, width, depth)
+        if depth is None:
+            return pack_point_weights(array, spec.axis.matrix(), width)
+        return pack_tap_weights(array, width, depth)
 
-    how = ("points", m) if depth is None else ("taps", depth)
+    how = ("points", spec.tile, spec.stride) if depth is None else ("taps", depth)
     buffer = ctx.weight(("winograd", data.identity(), *how, width, element.name), make, element)
     return View(buffer, (buffer.elements,), (1,))
 
 
 def _emit_winograd4(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
-    _emit_winograd(ctx, g, x, w, out, done, element, 4)
+    _emit_winograd(ctx, g, x, w, out, done, element, Axis(4))
 
 
 def _emit_winograd2(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
-    _emit_winograd(ctx, g, x, w, out, done, element, 2)
+    _emit_winograd(ctx, g, x, w, out, done, element, Axis(2))
+
+
+def _emit_few4(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    _emit_winograd(ctx, g, x, w, out, done, element, Axis(4), True)
+
+
+def _emit_strided4(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    _emit_winograd(ctx, g, x, w, out, done, element, Axis(4, 2))
+
+
+def _emit_strided2(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    _emit_winograd(ctx, g, x, w, out, done, element, Axis(2, 2))
+
+
+def _emit_line8(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    emit_line(ctx, g, channels_last(ctx, x), w, out, done, element, 8, _flops(g), in_place_pairs(done, out))
+
+
+def _emit_line6(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    emit_line(ctx, g, channels_last(ctx, x), w, out, done, element, 6, _flops(g), in_place_pairs(done, out))
 
 
 _EMIT: dict[str, Callable[[Lowering, Geometry, View, Value, View, Finish, DType], None]] = {
     "pointwise": _emit_pointwise,
     "depthwise": _emit_depthwise,
     "im2col": _emit_im2col,
+    "padded": _emit_padded,
     "direct": _emit_direct,
     "winograd4": _emit_winograd4,
     "winograd2": _emit_winograd2,
+    "winograd4-few": _emit_few4,
+    "winograd4-stride2": _emit_strided4,
+    "winograd2-stride2": _emit_strided2,
+    "winograd-line8": _emit_line8,
+    "winograd-line6": _emit_line6,
 }
 
 CONV = Rule(lower_conv, refusal)

@@ -30,6 +30,8 @@ class Finish:
     kinds: tuple[OperandKind, ...]
     result: Value
     ops: str
+    sums: bool = False
+    """Whether somebody wants the result's sums over an image's pixels, so that they may be put down beside it."""
 
 
 def operand_kind(shape: Sequence[Known], wanted: Sequence[Known], channel: int) -> OperandKind | None:

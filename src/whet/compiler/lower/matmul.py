@@ -21,9 +21,10 @@ from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, collapse, dense_strides, hint, is_not_one, product
 from whet.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INT32, INT64, UINT32, UINT64, DType
 from whet.graph import Node, Value
-from whet.graph.dims import Known, ceil_div
+from whet.graph.dims import Known, ceil_div, multiple_of
 from whet.graph.tensor import Array
-from whet.kernels.gemm import Gemm, PackB, choose_tile, pack_b
+from whet.kernels.gemm import Gemm, PackB, pack_b
+from whet.kernels.gemm_tile import Problem, choose_tile
 
 _ONE: Known = 1
 _NONE: Known = 0
@@ -172,12 +173,7 @@ def emit_rows(ctx: Lowering, a: View, w: Value, element: DType, out: View, done:
 
     def panels(width: int, batch_shape: Sequence[Known]) -> tuple[View, tuple[Known, ...]]:
         if w.data is not None:
-            data = w.data
-            key = ("rows", data.identity(), element.name, width)
-            buffer = ctx.weight(
-                key, lambda: pack_b(data.numpy().reshape(n, k).astype(element.numpy, copy=False).T, width), element
-            )
-            result = View(buffer, (buffer.elements,), (1,))
+            result, _, _ = constant_rows(ctx, w, element, width)
         else:
             view = ctx.view(w)
             matrix = view.reshape((n, k)) or relayout(ctx, view).reshape((n, k))
@@ -188,6 +184,19 @@ def emit_rows(ctx: Lowering, a: View, w: Value, element: DType, out: View, done:
         return result, (0,) * len(batch_shape)
 
     emit_panels(ctx, a, panels, True, element, out, done)
+
+
+def constant_rows(ctx: Lowering, w: Value, element: DType, width: int) -> tuple[View, int, int]:
+    """Constant weights [n, k, 1, ...] in panels of `width` columns, with n and k."""
+    data = w.data
+    assert data is not None
+    n, k = data.shape[:2]
+
+    def make() -> Array:
+        return pack_b(data.numpy().reshape(n, k).astype(element.numpy, copy=False).T, width)
+
+    buffer = ctx.weight(("rows", data.identity(), element.name, width), make, element)
+    return View(buffer, (buffer.elements,), (1,)), n, k
 
 
 def emit_panels(
@@ -209,7 +218,13 @@ def emit_panels(
     if not a.unit(a.rank - 1):
         a = relayout(ctx, a)
     batch_shape = tuple(out.shape[:-2])
-    mr, nv, m_block, panels = choose_tile(ctx.target, m if isinstance(m, int) else None, hint(n), hint(k), element)
+    tile = choose_tile(
+        ctx.target,
+        Problem(
+            hint(n), hint(k), m if isinstance(m, int) else None, multiple_of(m), element, hint(product(batch_shape)),
+            ctx.env.threads,
+        ),
+    )  # fmt: skip
     lda = a.strides[-2] if a.shape[-2] != 1 else (k if isinstance(k, int) else 0)
     ldc = out.strides[-2]
     spec = Gemm(
@@ -218,12 +233,14 @@ def emit_panels(
         k=k if isinstance(k, int) else None,
         m=m if isinstance(m, int) else None,
         lda=lda if isinstance(lda, int) else None,
-        mr=mr,
-        nv=nv,
-        m_block=m_block,
-        panels=panels,
+        mr=tile.mr,
+        nv=tile.nv,
+        m_block=tile.m_block,
+        panels=tile.panels,
         epilogue=done.epilogue,
         batch=len(batch_shape) > 0,
+        ahead=tile.ahead,
+        multiple=1 if isinstance(m, int) else multiple_of(m),
     )
     width = spec.width(ctx.target)
     b_view, b_strides = panels_of(width, batch_shape)
@@ -265,7 +282,7 @@ def emit_panels(
         words["batch1"] = dims[1][0]
         for index, name in enumerate(("b", "a", "c", *(f"e{i}" for i in range(len(views))))):
             words[f"{name}_batch0"], words[f"{name}_batch1"] = dims[0][1][index], dims[1][1][index]
-    tiles = batch * ceil_div(n, width * panels) * ceil_div(m, m_block)
+    tiles = batch * ceil_div(n, width * tile.panels) * ceil_div(m, tile.m_block)
     flops = batch * m * n * k * 2
     in_place = [(v, out) for v, kind in zip(views, done.kinds, strict=True) if kind == "full" and same_whole(v, out)]
     ctx.emit(spec, words, tiles, [a, b_view, *views], [out], flops=flops, in_place=in_place, ops=done.ops)

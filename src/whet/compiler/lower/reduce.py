@@ -28,7 +28,7 @@ from whet.compiler.tape import TapeBuilder, computed
 from whet.compiler.views import View, hint, product
 from whet.dtypes import BOOL, DType
 from whet.graph import Node, Value
-from whet.graph.dims import ceil_div
+from whet.graph.dims import Known, ceil_div
 from whet.kernels.expression import Tape
 from whet.kernels.extreme import ArgReduce, comparable
 from whet.kernels.reduce import Layout, Reduce, ReduceKind, columns_step
@@ -60,6 +60,8 @@ class Reduction:
     prologue: Tape | None = None
     epilogue: Tape | None = None
     ops: str = ""
+    count: Known | None = None
+    """Elements behind one result, where what is reduced are sums of several already."""
 
 
 def refusal(node: Node) -> str | None:
@@ -85,7 +87,31 @@ def lower_reduce(ctx: Lowering, node: Node, group: Group | None) -> None:
         axes = set(range(x.rank))
     result, epilogue, ops = behind(ctx, node, group)
     keep = node.int_attr("keepdims", 1) != 0
-    reduce_to(ctx, x, sorted(axes), result, keep, Reduction(KINDS[node.op], None, epilogue, ops))
+    x, what = _from_sums(ctx, source, x, Reduction(KINDS[node.op], None, epilogue, ops), sorted(axes))
+    reduce_to(ctx, x, sorted(axes), result, keep, what)
+
+
+def wants_spatial_sums(value: Value) -> bool:
+    """Whether a reader of [images, channels, ..] sums or averages each channel of each image."""
+    rank = len(value.shape or ())
+    for node in value.uses:
+        if node.inputs[0] is not value:
+            continue
+        if node.op == "GlobalAveragePool" and rank > 2:
+            return True
+        if node.op in ("ReduceMean", "ReduceSum"):
+            axes = known_ints(node.input(1))
+            if axes and rank > 2 and {axis % rank for axis in axes} == set(range(2, rank)):
+                return True
+    return False
+
+
+def _from_sums(ctx: Lowering, source: Value, x: View, what: Reduction, axes: Sequence[int]) -> tuple[View, Reduction]:
+    """The sums over parts of the pixels in the place of `x`, where they are there and serve."""
+    sums = ctx.spatial_sums.get(source)
+    if sums is None or what.kind not in ("mean", "sum") or list(axes) != list(range(2, x.rank)):
+        return x, what
+    return sums, replace(what, count=product(x.shape[2:]))
 
 
 def reduce_to(ctx: Lowering, x: View, axes: Sequence[int], result: Value, keep: bool, what: Reduction) -> None:
@@ -134,7 +160,7 @@ def emit_reduce(ctx: Lowering, x: View, axes: Sequence[int], out: View, layout: 
     step = columns_step(spec, ctx.target.vector_bits) if layout == "columns" else 1
     tile = tile_for(count, step)
     words: dict[str, Word] = {
-        "x": address(x), "out": address(out), "tile": tile, "count": count,
+        "x": address(x), "out": address(out), "tile": tile, "count": count if what.count is None else what.count,
         **loop_words("kept", ("x", "out"), outer), **loop_words("reduced", ("x",), inner),
     }  # fmt: skip
     tiles = grid(outer, tile)
@@ -158,7 +184,7 @@ def emit_reduce(ctx: Lowering, x: View, axes: Sequence[int], out: View, layout: 
     second = replace(spec, dtype=spec.total_dtype, stage="combine", prologue=None, reduced_rank=1)
     combined = [(extent, [a, s[1]]) for (extent, s), a in zip(outer, strides, strict=True)]
     words = {
-        "x": address(between), "out": address(out), "tile": tile, "count": count, "reduced0": parts,
+        "x": address(between), "out": address(out), "tile": tile, "count": words["count"], "reduced0": parts,
         "x_reduced0": part_stride, **loop_words("kept", ("x", "out"), combined),
     }  # fmt: skip
     ctx.emit(second, words, tiles, [between], [out], tactic="reduce combine", ops=what.ops)
@@ -275,6 +301,7 @@ def lower_global(ctx: Lowering, node: Node, group: Group | None) -> None:
     demand(ctx, "at_most", 1, product(x.shape[2:]), "the spatial axes are empty")
     result, epilogue, ops = behind(ctx, node, group)
     what = Reduction(GLOBAL_KINDS[node.op], None, epilogue, ops) if node.op in GLOBAL_KINDS else _power_mean(node)
+    x, what = _from_sums(ctx, source, x, what, range(2, x.rank))
     reduce_to(ctx, x, range(2, x.rank), result, True, what)
 
 

@@ -26,6 +26,7 @@ from whet.passes.extended.layer_norm import (
     FuseLayerNorm,
     FuseRMSNorm,
 )
+from whet.passes.extended.lookup import FoldIntoTable, OneHotProduct
 from whet.passes.extended.matmul_scale import FoldMatMulScale
 from whet.passes.extended.qdq import AnnotateQuantization
 from whet.passes.extended.rotary import FuseRotary
@@ -63,6 +64,9 @@ EXTENDED_PASSES: tuple[Pass, ...] = (
     # Before attention: rotated heads can then stay beside each other.
     FuseRotary(),
     FuseAttention(),
+    # Lookups before the sums of lookups; activations are fused by now and move into tables as one.
+    OneHotProduct(),
+    FoldIntoTable(),
     FuseEmbedLayerNorm(),
     # After attention, whose scale it would otherwise hide in the weights of a projection.
     FoldMatMulScale(),

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from whet.kernels.base import BAD_VALUE, EXTENT_MISMATCH, INDEX_OUT_OF_BOUNDS, S
 from whet.providers.base import CompileEnv, MemoryUse, RunState, ShapeRange, Subgraph
 from whet.providers.cpu.profile import step_events
 from whet.providers.cpu.specialization import Plan, Specialization, compile_specialization
+from whet.providers.cpu.tuning import measured_choices, tune_program, usual_extents
 from whet.runtime import program as p
 from whet.runtime.addresses import data_address
 from whet.runtime.context import RunContext
@@ -31,6 +32,7 @@ from whet.runtime.cores import core_budget
 from whet.runtime.memory import result_array
 from whet.runtime.team import team
 from whet.runtime.values import RuntimeValue, Tensor
+from whet.tuning.tuner import Outcome
 
 SPECIALIZATIONS = 16
 """Sets of structural values (and, where branches depend on extents, of shapes) that keep their program."""
@@ -126,6 +128,8 @@ class CpuExecutable:
             # Runs side by side use all cores: a worker that waits for its next run would take one from them.
             team().set_idle_spin(0)
         self._by_shape = False
+        self.tuned: list[Outcome] = []
+        """What tuning did, for each program that it looked at."""
         self._lock = threading.Lock()
         self._specializations: OrderedDict[Any, Specialization] = OrderedDict()
         self._free: deque[Context] = deque()
@@ -172,13 +176,22 @@ class CpuExecutable:
         inputs = () if self._specializer is None else self._specializer.inputs
         return any(not isinstance(dim, int) for value in inputs for dim in value.shape or ())
 
-    def _specialize(self, key: Any, values: dict[int, Any], shapes: Any) -> Specialization:
+    def _specialize(
+        self, key: Any, values: dict[int, Any], shapes: Any, arrays: Sequence[Array] | None = None
+    ) -> Specialization:
         if self._specializer is None:
             raise NotImplemented(
                 "the engine holds no program for these inputs", found=f"shapes {shapes}" if shapes else f"{values}",
                 hint="Run such inputs before the engine is saved, or use the model.",
             )  # fmt: skip
-        made = compile_specialization(self._specializer.specialize(values, shapes), self._lower_env)
+        specialized = self._specializer.specialize(values, shapes)
+        settings, env = self._env.tuning, self._lower_env
+        extents = usual_extents(specialized, self._env.shapes, arrays)
+        outcome = tune_program(specialized, env, self._threads, settings, extents, arrays)
+        if outcome is not None:
+            self.tuned.append(outcome)
+        choices = self._env.choices or measured_choices(env.target, env.threads, self._threads, settings, extents)
+        made = compile_specialization(specialized, replace(env, choices=choices))
         self._prepare_range(made)
         with self._lock:
             self._specializations[key] = made
@@ -198,7 +211,7 @@ class CpuExecutable:
                 self._specializations.move_to_end(key)
                 return found
         try:
-            return self._specialize(key, values, shapes)
+            return self._specialize(key, values, shapes, arrays)
         except NotImplemented:
             if shapes is not None or not self._has_free_extents():
                 raise
