@@ -31,6 +31,7 @@ from whet.passes.extended.matmul_scale import FoldMatMulScale
 from whet.passes.extended.qdq import AnnotateQuantization
 from whet.passes.extended.rotary import FuseRotary
 from whet.passes.extended.softmax import FuseLogOfSoftmax, FuseLogSoftmax, FuseSoftmax
+from whet.passes.extended.variance import CentreVariance
 
 EXTENDED_PASSES: tuple[Pass, ...] = (
     # First: no fusion may swallow a value that the model quantizes.
@@ -58,6 +59,8 @@ EXTENDED_PASSES: tuple[Pass, ...] = (
     AbsorbNormCasts(),
     AbsorbAffine(),
     FuseBatchNorm(),
+    # What no normalization has taken.
+    CentreVariance(),
     FuseSoftmax(),
     FuseLogSoftmax(),
     FuseLogOfSoftmax(),
