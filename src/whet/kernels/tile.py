@@ -234,8 +234,9 @@ class Sums:
         for step in range(count):
             b_vectors = b_row(panel + times(stride, step))
             copy = step % self.copies
-            for line in range(step, 0 if ahead is None else ahead.lines, count):
-                ahead.fetch(depth, line)
+            if ahead is not None:
+                for line in range(step, ahead.lines, count):
+                    ahead.fetch(depth, line)
             for i in range(tile.rows):
                 a_i = column(i, step)
                 for j in range(tile.vectors):
