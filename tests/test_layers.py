@@ -40,6 +40,7 @@ PROTOBUF_FILES = {
     "ops/onnx_infer.py",
     "server/protocol/messages.py",
     "server/repository/config_file.py",
+    "server/repository/config_message.py",
     "server/repository/manager.py",
 }
 MAX_LINES = 600

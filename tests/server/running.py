@@ -28,6 +28,7 @@ class RunningServer:
     def __init__(self, repository: Path, *arguments: str, log: Path | None = None, ready: bool = True) -> None:
         self.http_port = free_port()
         self.grpc_port = free_port()
+        self.metrics_port = free_port()
         self._arguments = arguments
         self._repository = repository
         self._log = log or repository.parent / f"server-{self.http_port}.log"
@@ -49,7 +50,8 @@ class RunningServer:
 
     def __enter__(self) -> RunningServer:
         command = [sys.executable, "-m", "whet.cli", "serve", str(self._repository)]
-        command += ["--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port), *self._arguments]
+        command += ["--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
+        command += ["--metrics-port", str(self.metrics_port), *self._arguments]
         with open(self._log, "wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ))
         if self._wait:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from whet.cli import bench as bench_verb
 from whet.cli import compare as compare_verb
 from whet.cli import demo as demo_verb
 from whet.cli import info as info_verb
+from whet.cli import load as load_verb
 from whet.cli import machine as machine_verb
 from whet.cli import optimize as optimize_verb
 from whet.cli import run as run_verb
@@ -316,9 +317,107 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="HTTP port; -1 for none.", min=-1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(help="gRPC port; -1 for none.", min=-1, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Metrics port; -1 for none.", min=-1, max=65535)] = 8002,
+    admin_port: Annotated[
+        int, typer.Option(help="HTTP port for load, unload and settings; -1 for none.", min=-1, max=65535)
+    ] = -1,
+    admin_grpc_port: Annotated[int, typer.Option(help="The same over gRPC; -1 for none.", min=-1, max=65535)] = -1,
+    admin_token: Annotated[
+        str | None,
+        typer.Option(envvar="WHET_ADMIN_TOKEN", help="Bearer token of the admin ports.", show_default=False),
+    ] = None,
+    admin_on_main_port: Annotated[
+        bool, typer.Option("--admin-on-main-port", help="Let everyone who reaches the main ports change the server.")
+    ] = False,
+    body_bytes: Annotated[int, typer.Option(help="Largest body of a request, in bytes.", min=1)] = 64 << 20,
+    body_s: Annotated[float, typer.Option(help="Seconds that a body may take to arrive.", min=0.1)] = 30.0,
+    drain_s: Annotated[float, typer.Option(help="Seconds that a stop waits for accepted requests.", min=0)] = 30.0,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.", show_default=False)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file.", show_default=False)] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file; clients must show a certificate of it.", show_default=False)
+    ] = None,
+    control_mode: Annotated[
+        Literal["none", "poll", "explicit"],
+        typer.Option(help="none: load all at start; poll: follow the disk; explicit: what is asked for."),
+    ] = "none",
+    load_model: Annotated[
+        list[str] | None,
+        typer.Option(help="With explicit: a model to load at start (repeatable, * for all).", show_default=False),
+    ] = None,
+    poll_s: Annotated[float, typer.Option(help="Seconds between two looks at the disk.", min=0.1)] = 15.0,
+    strict_readiness: Annotated[
+        bool, typer.Option("--strict-readiness", help="Ready only while every model that should be served is.")
+    ] = False,
+    exit_on_error: Annotated[
+        bool, typer.Option("--exit-on-error", help="End when a model cannot be served at start.")
+    ] = False,
+    max_batch_rows: Annotated[int, typer.Option(help="Rows of a batch for models without a configuration.", min=0)] = (
+        32
+    ),
+    threads: Annotated[int, typer.Option(help="Threads of all runs; 0 leaves it to the server.", min=0)] = 0,
+    cache_bytes: Annotated[int, typer.Option(help="Bytes of the response cache; 0 for none.", min=0)] = 0,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log.")] = "text",
+    log_verbose: Annotated[int, typer.Option(help="1 logs every request.", min=0, max=99)] = 0,
+    trace_endpoint: Annotated[
+        str | None, typer.Option(help="Where OpenTelemetry traces go (OTLP over HTTP).", show_default=False)
+    ] = None,
+    trace_rate: Annotated[int, typer.Option(help="Every how many requests one is traced.", min=1)] = 1000,
 ) -> None:
     """Serve models over HTTP and gRPC (KServe v2, as Triton Inference Server speaks it)."""
-    serve_verb.serve(repository, host, http_port, grpc_port)
+    serve_verb.serve(
+        repository, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port,
+        admin_port=admin_port, admin_grpc_port=admin_grpc_port, admin_token=admin_token,
+        admin_on_main_port=admin_on_main_port, body_bytes=body_bytes, body_s=body_s, drain_s=drain_s,
+        tls_certificate=tls_certificate, tls_key=tls_key, tls_client_ca=tls_client_ca,
+        control_mode=control_mode, load_models=tuple(load_model or ()), poll_s=poll_s,
+        strict_readiness=strict_readiness, exit_on_error=exit_on_error, max_batch_rows=max_batch_rows,
+        threads=threads, cache_bytes=cache_bytes, log_format=log_format, log_verbose=log_verbose,
+        trace_endpoint=trace_endpoint, trace_rate=trace_rate,
+    )  # fmt: skip
+
+
+@app.command()
+def load(
+    server: Annotated[str, typer.Argument(help="HOST:PORT of the server.")] = "127.0.0.1",
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="NAME or NAME=WEIGHT (repeatable: a mix).", show_default=False),
+    ] = None,
+    protocol: Annotated[Literal["http", "grpc"], typer.Option(help="Protocol.")] = "http",
+    encoding: Annotated[Literal["json", "binary"], typer.Option(help="Form of tensors over HTTP.")] = "json",
+    connections: Annotated[str, typer.Option("--connections", "-c", help="One number, or several: 1,8,32.")] = "1",
+    rate: Annotated[
+        str | None, typer.Option(help="Requests/s of an open loop, or several: 50,100.", show_default=False)
+    ] = None,
+    arrivals: Annotated[Literal["poisson", "constant"], typer.Option(help="Arrivals of an open loop.")] = "poisson",
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", help="MODEL=FILE or FILE (.npz, .npy), random or zeros.", show_default="random"),
+    ] = None,
+    shapes: Annotated[
+        list[str] | None, typer.Option("--shape", help="INPUT=1x3x224x224 (repeatable).", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Rows of a request.", min=1)] = 1,
+    warm_up: Annotated[float, typer.Option(help="Seconds before the first window.", min=0)] = 1.0,
+    window: Annotated[float, typer.Option(help="Seconds of a window.", min=0.01)] = 2.0,
+    stability: Annotated[float, typer.Option(help="Percent by which windows may differ.", min=0)] = 10.0,
+    windows: Annotated[int, typer.Option(help="Most windows.", min=3)] = 10,
+    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.", min=0.01)] = 10.0,
+    processes: Annotated[int, typer.Option(help="Processes that send.", min=1)] = 1,
+    seed: Seed = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save the result as JSON.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send requests to a server and measure throughput and latency."""
+    done = load_verb.load(
+        Output(as_json), server, models or (), protocol, encoding, connections, rate, arrivals, inputs or (),
+        shapes or (), batch, warm_up, window, stability, windows, timeout, processes, seed, output,
+    )  # fmt: skip
+    if not done:
+        raise typer.Exit(1)
 
 
 def run_app() -> int:

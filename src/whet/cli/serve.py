@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
-from whet.errors import EPFail
+from whet.errors import EPFail, InvalidArgument
 
 
-def serve(repository: Path, host: str, http_port: int, grpc_port: int) -> None:
-    """Serve until told to stop. Raises EPFail where the server's packages are not installed."""
+def serve(repository: Path, **options: Any) -> None:
+    """Serve until told to stop; `options` are those of ServerOptions, a port of -1 is not opened.
+
+    Raises EPFail where the server's packages are not installed, or a port is taken.
+    """
     try:
         from whet.server.options import ServerOptions
         from whet.server.serve import serve as run
@@ -18,15 +22,15 @@ def serve(repository: Path, host: str, http_port: int, grpc_port: int) -> None:
         raise EPFail(
             "a package that the server needs is not installed", found=error.name, hint="pip install 'whet[server]'"
         ) from error
-    options = ServerOptions(
-        repository=repository,
-        host=host,
-        http_port=http_port if http_port >= 0 else None,
-        grpc_port=grpc_port if grpc_port >= 0 else None,
-    )
+    given: dict[str, Any] = {
+        name: None if name.endswith("_port") and value == -1 else value for name, value in options.items()
+    }
+    if given.get("admin_port") is not None and not given.get("admin_token"):
+        raise InvalidArgument("the admin port needs a token", hint="Give --admin-token, or WHET_ADMIN_TOKEN.")
+    settings = ServerOptions(repository=repository, **given)
     if sys.platform == "win32":
-        asyncio.run(run(options))
+        asyncio.run(run(settings))
     else:
         import uvloop
 
-        uvloop.run(run(options))
+        uvloop.run(run(settings))

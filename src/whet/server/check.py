@@ -24,13 +24,13 @@ class RequestCheck:
         self._batched = config.max_batch_rows > 0
         self._max_rows = config.max_batch_rows
         self._inputs: Mapping[str, TensorConfig] = {t.name: t for t in config.inputs}
+        self._input_names = tuple(self._inputs)
         self._required = frozenset(t.name for t in config.inputs if not t.is_optional)
         self._outputs = tuple(t.name for t in config.outputs)
         self._output_set = frozenset(self._outputs)
 
     def __call__(self, request: InferRequest) -> tuple[dict[str, Array], tuple[str, ...], int, ShapeKey]:
         feed: dict[str, Array] = {}
-        key: list[tuple[int, ...]] = []
         count = 0
         for tensor in request.inputs:
             config = self._inputs.get(tensor.name)
@@ -49,11 +49,18 @@ class RequestCheck:
                 raise self._error("inputs differ in their rows", tensor.name, rows, count)
             count = rows
             feed[tensor.name] = array
-            key.append(array.shape[1:] if self._batched else array.shape)
         missing = self._required.difference(feed) if len(feed) < len(self._inputs) else ()
         if missing:
             raise self._error("an input is missing", min(missing))
-        return feed, self._names(request), count or 1, tuple(key)
+        return feed, self._names(request), count or 1, self._key(feed)
+
+    def _key(self, feed: Mapping[str, Array]) -> ShapeKey:
+        """In the model's order, whatever the request's is."""
+        names = self._input_names
+        skip = 1 if self._batched else 0
+        if len(names) == 1 and feed:
+            return (feed[names[0]].shape[skip:],)
+        return tuple([feed[name].shape[skip:] if name in feed else None for name in names])
 
     def _shaped(self, tensor: InputTensor, config: TensorConfig) -> tuple[Array, int]:
         array, shape = tensor.array, tensor.array.shape

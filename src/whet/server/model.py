@@ -3,78 +3,134 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import Any
 
 from whet.server.check import RequestCheck
 from whet.server.classification import classify
-from whet.server.errors import http_status
-from whet.server.model_config import ModelConfig, QueuePolicy
+from whet.server.errors import DeadlineExceeded, http_status
+from whet.server.model_config import ModelConfig
 from whet.server.request import NO_PARAMETERS, Array, InferRequest, InferResponse, OutputTensor, RequestTimes
-from whet.server.scheduling.batcher import Batcher
-from whet.server.scheduling.instances import Instances, Stop
-from whet.server.scheduling.work import Work
+from whet.server.scheduling.cache import ResponseCache, request_key
+from whet.server.scheduling.choose import Shared, make_scheduling
+from whet.server.scheduling.ensemble_plan import Resolve
+from whet.server.scheduling.work import ShapeKey, Work
 from whet.server.stats import BatchStats, ModelStats
 from whet.session.inference_session import InferenceSession
-from whet.session.options import RunOptions
-
-
-class SessionRunner:
-    """Runs batches on a session. A run that may be stopped gets options of its own."""
-
-    def __init__(self, session: InferenceSession) -> None:
-        self.session = session
-        self._all = tuple(o.name for o in session.get_outputs())
-
-    def __call__(self, names: tuple[str, ...], feed: Mapping[str, Array], stop: Stop | None) -> Sequence[Array]:
-        if stop is None:
-            # All outputs in their order are asked for by None, which the session has a shorter way for.
-            return self.session.run(None if names == self._all else names, feed)
-        options = RunOptions()
-
-        def terminate() -> None:
-            options.terminate = True
-
-        stop.on_terminate(terminate)
-        return self.session.run(names, feed, options)
 
 
 class ServedModel:
-    """A model version that answers. Made on the event loop; `infer` is a coroutine of that loop."""
+    """A model version that answers. Made on the event loop; `infer` is a coroutine of that loop.
 
-    def __init__(self, config: ModelConfig, version: str, session: InferenceSession) -> None:
+    An ensemble has no session; `resolve` finds its models. `shared`: what the models of one server have in common.
+    """
+
+    def __init__(
+        self, config: ModelConfig, version: str, session: InferenceSession | None, shared: Shared | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.version = version
         self.session = session
         self.stats = ModelStats()
         self.load_s = 0.0
+        self.waiting_for_answers = 0
         self._check = RequestCheck(config)
         self._outputs = {t.name: t for t in config.outputs}
-        loop = asyncio.get_running_loop()
-        self.instances = Instances(SessionRunner(session), config.instances, loop, config.name)
-        policy = config.dynamic_batching.default_queue_policy if config.dynamic_batching else QueuePolicy()
-        self.batcher = Batcher(self.instances, config.max_batch_rows, config.dynamic_batching, policy, config.name)
+        shared = shared or Shared()
+        self._scheduling = make_scheduling(config, session, shared, resolve, self.count_batch)
+        self.scheduler = self._scheduling.scheduler
+        self.instances = self._scheduling.instances
+        self._cache: ResponseCache | None = shared.cache if config.response_cache else None
+        # Another load of the same version may hold another model: its answers are not this one's.
+        self._generation = os.urandom(16)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a run."""
+        return self.scheduler.pending
+
+    @property
+    def running(self) -> int:
+        """Runs that were started and have not ended."""
+        return self.scheduler.running
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and are not answered yet."""
+        return self.waiting_for_answers
+
+    @property
+    def seen_shapes(self) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]:
+        """Shapes that the model ran with: inputs with their shapes, a sample of the newest."""
+        return self.instances.seen_shapes if self.instances is not None else ()
+
+    def describe(self) -> Mapping[str, Any]:
+        """How the model's scheduler stands: plain values by name."""
+        return {**self.scheduler.describe(), "in_flight": self.in_flight}
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request. Raises InvalidArgument, QueueFull, DeadlineExceeded, and what the run itself raises."""
         try:
             feed, names, rows, key = self._check(request)
-            if self.batcher.runs_at_once:
+            if request.deadline_ns and time.monotonic_ns() >= request.deadline_ns:
+                raise DeadlineExceeded("the request's time was over when it came", value=self.config.name)
+            if self._cache is not None:
+                return await self._infer_cached(self._cache, request, feed, names, rows, key)
+            if self.scheduler.runs_at_once:
                 return self._infer_here(request, feed, names, rows)
-            work = Work(request, feed, names, rows, key, asyncio.get_running_loop().create_future())
-            work.times.received_ns = request.received_ns
-            self.batcher.submit(work)
-            answer = work.answer
-            try:
-                outputs = answer.result() if answer.done() else await answer
-            except asyncio.CancelledError:
-                self.batcher.cancel(work)
-                raise
+            work, outputs = await self._scheduled(request, feed, names, rows, key)
+            response = self._response(request, names, rows, outputs, work.times, work.batch_rows, work.batch_closed)
         except Exception as error:
             self._count_failure(error, request)
             raise
+        self._count_success(rows, work.times)
+        return response
+
+    async def _scheduled(
+        self, request: InferRequest, feed: Mapping[str, Array], names: tuple[str, ...], rows: int, key: ShapeKey
+    ) -> tuple[Work, Sequence[Array]]:
+        work = Work(request, feed, names, rows, key, self._loop.create_future())
+        work.times.received_ns = request.received_ns
+        self.scheduler.submit(work)
+        answer = work.answer
+        self.waiting_for_answers += 1
+        try:
+            return work, answer.result() if answer.done() else await answer
+        except asyncio.CancelledError:
+            self.scheduler.cancel(work)
+            self._count_as("CANCELED", request)
+            raise
+        finally:
+            self.waiting_for_answers -= 1
+
+    async def _infer_cached(
+        self, cache: ResponseCache, request: InferRequest, feed: Mapping[str, Array], names: tuple[str, ...],
+        rows: int, shapes: ShapeKey,
+    ) -> InferResponse:  # fmt: skip
+        """Answer from the cache, or run and fill it. An answer from the cache is no inference in the statistics."""
+        stats = self.stats
+        began = time.monotonic_ns()
+        key = request_key(self._generation, request, names)
+        found = cache.get(key)
+        looked_up = time.monotonic_ns()
+        if found is not None:
+            stats.cache_hit.add(looked_up - began)
+            times = RequestTimes(request.received_ns, looked_up, looked_up, looked_up)
+            response = self._response(request, names, rows, found, times, 0, "")
+            response.from_cache = True
+            total = times.finished_ns - times.received_ns
+            stats.success.add(total)
+            stats.request_us.observe(total / 1e3)
+            stats.last_inference_ms = time.time_ns() // 1_000_000
+            return response
+        work, outputs = await self._scheduled(request, feed, names, rows, shapes)
+        inserting = time.monotonic_ns()
+        cache.put(key, outputs)
+        stats.cache_miss.add(looked_up - began + time.monotonic_ns() - inserting)
         response = self._response(request, names, rows, outputs, work.times, work.batch_rows, work.batch_closed)
         self._count_success(rows, work.times)
         return response
@@ -83,18 +139,19 @@ class ServedModel:
         self, request: InferRequest, feed: Mapping[str, Array], names: tuple[str, ...], rows: int
     ) -> InferResponse:
         """Answer without waiting for anything."""
+        assert self.instances is not None
         received = request.received_ns
         outputs, began, ended = self.instances.run_here(names, feed)
         times = RequestTimes(received, began, began, ended)
         response = self._response(request, names, rows, outputs, times, rows, "at once")
         self._count_success(rows, times)
-        self.count_batch(rows, "at once", ended - began)
+        self.count_batch(rows, "at once", 0, ended - began, 0)
         return response
 
     async def close(self) -> None:
         """Answer what was taken, then let the instances go."""
-        await self.batcher.drain()
-        self.instances.close()
+        await self.scheduler.drain()
+        self._scheduling.close()
 
     def _response(
         self, request: InferRequest, names: tuple[str, ...], rows: int, outputs: Sequence[Array], times: RequestTimes,
@@ -133,26 +190,25 @@ class ServedModel:
         stats.queue_us.observe(queue / 1e3)
 
     def _count_failure(self, error: Exception, request: InferRequest) -> None:
+        status = http_status(error)
+        reason = "REJECTED" if status in (503, 504) else "CANCELED" if status == 499 else "OTHER"
+        self._count_as("BACKEND" if status == 500 else reason, request)
+
+    def _count_as(self, reason: str, request: InferRequest) -> None:
         stats = self.stats
         stats.fail.add(time.monotonic_ns() - request.received_ns)
-        status = http_status(error)
-        reason = (
-            "REJECTED" if status == 503 else "CANCELED" if status == 499 else "BACKEND" if status >= 500 else "OTHER"
-        )
         stats.failures[reason] = stats.failures.get(reason, 0) + 1
 
-    def count_batch(self, rows: int, closed: str, infer_ns: int) -> None:
+    def count_batch(self, rows: int, closed: str, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Note one run of `rows` rows."""
         stats = self.stats
         stats.execution_count += 1
         stats.batch_rows.observe(rows)
         stats.infer_us.observe(infer_ns / 1e3)
         stats.closed[closed] = stats.closed.get(closed, 0) + 1
-        stats.batches.setdefault(rows, BatchStats()).infer.add(infer_ns)
-
-
-def text_of(array: Array) -> Array:
-    """BYTES of a model's strings."""
-    out = np.empty(array.shape, object)
-    out.reshape(-1)[:] = [s.encode() if isinstance(s, str) else s for s in array.reshape(-1)]
-    return out
+        batch = stats.batches.get(rows)
+        if batch is None:
+            batch = stats.batches[rows] = BatchStats()
+        batch.input.add(input_ns)
+        batch.infer.add(infer_ns)
+        batch.output.add(output_ns)

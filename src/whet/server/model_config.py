@@ -17,7 +17,7 @@ class TensorConfig:
     """An input or output. `dims` leaves out the batch's extent where the model is batched; -1 is any extent.
 
     `reshape`: the dims that the model itself wants, where they differ. `labels`: the classes' names, for the
-    classification extension. `is_optional`: the request may leave it out.
+    classification extension, from `label_file`. `is_optional`: the request may leave it out.
     """
 
     name: str
@@ -26,6 +26,7 @@ class TensorConfig:
     reshape: tuple[int, ...] | None = None
     labels: tuple[str, ...] = ()
     is_optional: bool = False
+    label_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,11 @@ class ServerOptions:
 
     `control_mode`: `none` loads everything at start, `poll` follows changes on disk, `explicit` loads what
     `load_models` names and what is asked for. `admin_port` opens the administrative calls there, for who has
-    `admin_token`; `admin_on_main_port` opens them to everyone who reaches the main ports. `drain_s`: how long a stop
-    waits for accepted requests.
+    `admin_token`, and `admin_grpc_port` those of gRPC; `admin_on_main_port` opens them to everyone who reaches the main
+    ports. `drain_s`: how long a stop waits for accepted requests.
+
+    The server is ready when what it loads at start is loaded or has failed. `strict_readiness`: and only while every
+    model that should be served is. `exit_on_error`: a model that cannot be served at start ends the server.
     """
 
     repository: Path
@@ -27,12 +30,13 @@ class ServerOptions:
     grpc_port: int | None = 8001
     metrics_port: int | None = 8002
     admin_port: int | None = None
+    admin_grpc_port: int | None = None
     admin_token: str | None = None
     admin_on_main_port: bool = False
     control_mode: ControlMode = "none"
     load_models: tuple[str, ...] = ()
     poll_s: float = 15.0
-    strict_readiness: bool = True
+    strict_readiness: bool = False
     exit_on_error: bool = False
     max_batch_rows: int = DEFAULT_MAX_BATCH_ROWS
     threads: int = 0
@@ -46,3 +50,4 @@ class ServerOptions:
     log_format: Literal["text", "json"] = "text"
     log_verbose: int = 0
     trace_endpoint: str | None = None
+    trace_rate: int = 1000

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from whet.errors import InvalidArgument
-from whet.server.request import InferRequest
+from whet.server.errors import Unsupported
+from whet.server.request import InferRequest, Parameters
 
 MAX_TIMEOUT_US = 1 << 62
 
@@ -74,3 +75,16 @@ def apply_parameters(request: InferRequest) -> None:
             act(request, value)
     if (request.sequence_start or request.sequence_end) and not request.sequence_id:
         raise InvalidArgument("a sequence's start or end needs its `sequence_id`")
+
+
+SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+
+
+def tensor_parameters(parameters: Parameters, tensor: str) -> None:
+    """Refuse those parameters of an input or a requested output that this server does not have. Raises Unsupported."""
+    for name in SHARED_MEMORY:
+        if name in parameters:
+            raise Unsupported(
+                "this server does not have shared memory", value=tensor, found=name,
+                hint="Send the tensor in the request.",
+            )  # fmt: skip

@@ -40,7 +40,8 @@ class InferRequest:
     """One inference. `version` "" means the newest that is ready. Times are `time.monotonic_ns()` values.
 
     `deadline_ns`: when the client stops waiting, 0 for never; it covers the queue and the computation. `priority`: 1 is
-    the highest, 0 the model's default. `sequence_id`: 0 or "" outside of a sequence.
+    the highest, 0 the model's default. `sequence_id`: 0 or "" outside of a sequence. `traceparent`, `tracestate`: W3C
+    trace context of the caller, set where `DataPlane.tracing` asks for it.
     """
 
     model: str
@@ -55,6 +56,8 @@ class InferRequest:
     sequence_start: bool = False
     sequence_end: bool = False
     received_ns: int = 0
+    traceparent: str = ""
+    tracestate: str = ""
 
 
 @dataclass(slots=True)

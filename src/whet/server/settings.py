@@ -148,6 +148,7 @@ class Settings:
         self._traces = traces
         self._by_model: dict[str, TraceSettings] = {}
         self.on_logs: Callable[[LogSettings], None] | None = None
+        self.on_traces: Callable[[TraceSettings, str], None] | None = None
 
     def traces(self, model: str = "") -> TraceSettings:
         """The trace settings of a model, or of the server."""
@@ -161,6 +162,8 @@ class Settings:
             self._by_model[model] = changed
         else:
             self._traces = changed
+        if self.on_traces is not None:
+            self.on_traces(changed, model)
         return changed
 
     def change_logs(self, document: Mapping[str, Any]) -> LogSettings:

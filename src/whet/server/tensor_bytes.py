@@ -25,7 +25,8 @@ def check_shape(given: Sequence[object], name: str) -> tuple[int, ...]:
     for extent in given:
         if type(extent) is not int or extent < 0:
             raise InvalidArgument("an extent is a whole number that is not negative", value=name, found=extent)
-        size *= extent
+        # numpy's limit leaves extents of 0 out, so that [0, 2**40, 2**40] is refused here too.
+        size *= extent or 1
         extents.append(extent)
     if size > MAX_ELEMENTS or max(extents, default=0) > MAX_ELEMENTS:
         raise PayloadTooLarge("the tensor has too many elements", value=name, found=list(given), expected=MAX_ELEMENTS)

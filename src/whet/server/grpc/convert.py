@@ -8,11 +8,23 @@ import numpy as np
 
 from whet.errors import InvalidArgument
 from whet.server.datatypes import BYTES, Datatype, datatype
+from whet.server.parameters import apply_parameters, tensor_parameters
 from whet.server.protocol.messages import message
-from whet.server.request import NO_PARAMETERS, Array, InferRequest, InferResponse, InputTensor, RequestedOutput
+from whet.server.request import (
+    NO_PARAMETERS,
+    Array,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    Parameters,
+    RequestedOutput,
+)
 from whet.server.tensor_bytes import check_shape, elements, from_bytes, to_bytes
 
 ModelInferResponse = message("inference.ModelInferResponse")
+
+LONGEST_S = 1e8
+"""A deadline that is further away is none."""
 
 # The field of InferTensorContents that holds a type's elements. FP16 and BF16 only travel as raw bytes.
 CONTENTS: dict[str, str] = {
@@ -31,8 +43,23 @@ CONTENTS: dict[str, str] = {
 }
 
 
-def read_request(proto: Any, received_ns: int) -> InferRequest:
-    """The request of a ModelInferRequest. Raises InvalidArgument naming the tensor that does not fit."""
+# What the elements of each field are, so that numpy need not guess: 64-bit numbers would become floats.
+FIELD_TYPES: dict[str, type[np.generic]] = {
+    "bool_contents": np.bool_,
+    "int_contents": np.int64,
+    "int64_contents": np.int64,
+    "uint_contents": np.uint64,
+    "uint64_contents": np.uint64,
+    "fp32_contents": np.float32,
+    "fp64_contents": np.float64,
+}
+
+
+def read_request(proto: Any, received_ns: int, remaining_s: float | None = None) -> InferRequest:
+    """The request of a ModelInferRequest; `remaining_s` is what the client's deadline leaves, None for none.
+
+    Raises InvalidArgument naming the tensor or parameter that does not fit.
+    """
     raw = proto.raw_input_contents
     if raw and len(raw) != len(proto.inputs):
         raise InvalidArgument(
@@ -42,7 +69,9 @@ def read_request(proto: Any, received_ns: int) -> InferRequest:
     for index, entry in enumerate(proto.inputs):
         name = entry.name
         kind = datatype(entry.datatype, name)
-        shape = check_shape(list(entry.shape), name)
+        shape = check_shape(entry.shape, name)
+        if entry.parameters:
+            tensor_parameters(parameters(entry.parameters), name)
         if raw:
             if entry.HasField("contents"):
                 raise InvalidArgument("an input has contents and raw contents", value=name)
@@ -50,23 +79,41 @@ def read_request(proto: Any, received_ns: int) -> InferRequest:
         else:
             array = _from_contents(entry.contents, kind, shape, name)
         inputs.append(InputTensor(name, kind, array))
+    request = InferRequest(
+        proto.model_name, inputs, proto.model_version, proto.id, _outputs(proto.outputs), parameters(proto.parameters),
+        received_ns=received_ns,
+    )  # fmt: skip
+    if remaining_s is not None and remaining_s < LONGEST_S:
+        request.deadline_ns = received_ns + int(remaining_s * 1e9)
+    apply_parameters(request)
+    return request
+
+
+def _outputs(given: Any) -> tuple[RequestedOutput, ...]:
+    if not given:
+        return ()
     outputs = []
-    for entry in proto.outputs:
-        classes = parameters(entry.parameters).get("classification", 0)
+    for entry in given:
+        wanted = parameters(entry.parameters)
+        tensor_parameters(wanted, entry.name)
+        classes = wanted.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InvalidArgument("`classification` is a number of classes", value=entry.name, found=classes)
         outputs.append(RequestedOutput(entry.name, classes))
-    return InferRequest(
-        proto.model_name, inputs, proto.model_version, proto.id, tuple(outputs), parameters(proto.parameters),
-        received_ns=received_ns,
-    )  # fmt: skip
+    return tuple(outputs)
 
 
-def parameters(given: Any) -> dict[str, Any]:
-    """A message's parameters as Python values."""
+def parameters(given: Any) -> Parameters:
+    """A message's parameters as Python values. Raises InvalidArgument for one that has no value."""
     if not given:
-        return NO_PARAMETERS  # type: ignore[return-value]
-    return {name: getattr(p, p.WhichOneof("parameter_choice") or "bool_param") for name, p in given.items()}
+        return NO_PARAMETERS
+    found = {}
+    for name, parameter in given.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidArgument("the parameter has no value", value=name)
+        found[name] = getattr(parameter, choice)
+    return found
 
 
 def _from_contents(contents: Any, kind: Datatype, shape: tuple[int, ...], name: str) -> Array:
@@ -84,7 +131,7 @@ def _from_contents(contents: Any, kind: Datatype, shape: tuple[int, ...], name: 
         out = np.empty(count, object)
         out[:] = list(given)
         return out.reshape(shape)
-    wide = np.array(given, np.int64 if field == "int_contents" else np.uint64 if field == "uint_contents" else None)
+    wide = np.fromiter(given, FIELD_TYPES[field], count)
     array = wide.astype(kind.dtype.numpy)
     if array.dtype.kind in "iu" and not np.array_equal(array, wide):
         raise InvalidArgument("an element does not fit the datatype", value=name, expected=kind.name)

@@ -2,105 +2,216 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from asyncio import current_task
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 import orjson
+from granian import rsgi
 
-from whet.errors import InvalidArgument, WhetError
+from whet.errors import InvalidArgument
+from whet.server.access import Access
 from whet.server.data_plane import DataPlane
-from whet.server.errors import ModelNotFound, PayloadTooLarge, http_status
+from whet.server.errors import PayloadTooLarge, ShuttingDown
+from whet.server.http.calls import Asked, Calls
+from whet.server.http.compression import compressed, decompressed, wanted_encoding
+from whet.server.http.failures import JSON, BodyTimeout, NoSuchAddress, UnsupportedMediaType, failure
 from whet.server.http.json_request import read_request
 from whet.server.http.json_response import write_response
+from whet.server.http.origin import OriginCheck
+from whet.server.http.routes import find_call, find_route
+from whet.server.http.watch import Watch
+from whet.server.metrics.endpoint import answer_metrics
+from whet.server.parameters import apply_parameters
+from whet.server.request import InferResponse
+from whet.server.tracing import take_context
 
-JSON = ("content-type", "application/json")
+_GONE: type[Exception] = vars(rsgi)["ProtocolClosed"]
+
 BINARY = ("content-type", "application/octet-stream")
 HEADER_LENGTH = "inference-header-content-length"
 
-DEFAULT_BODY_BYTES = 64 << 20
+IN_THREAD = 1 << 20
+"""Bytes of JSON from which reading and writing it leave the event loop."""
+
+MAX_PATH = 4096
+"""Characters of an address. Model names are file names."""
+
+Page = Callable[[Any, Any], Awaitable[None]]
+"""Answers a request for an address outside of the protocol, given RSGI's scope and protocol."""
 
 
 class HttpApp:
-    """KServe v2 over HTTP. `body_bytes`: the largest body that is read."""
+    """KServe v2 over HTTP. `pages`: further addresses by their first part, such as "" for `/` and `static`.
 
-    def __init__(self, plane: DataPlane, body_bytes: int = DEFAULT_BODY_BYTES) -> None:
+    `closing` refuses what comes from now on and lets what is being read come to its answer. One `watch` may serve
+    several applications.
+    """
+
+    def __init__(
+        self, plane: DataPlane, access: Access, watch: Watch, body_bytes: int, origin: OriginCheck | None = None,
+        pages: Mapping[str, Page] | None = None,
+    ) -> None:  # fmt: skip
         self._plane = plane
+        self._watch = watch
+        self._reading = watch.reading
+        self._computing = watch.computing
         self._body_bytes = body_bytes
+        self._calls = Calls(plane, access, origin or OriginCheck())
+        self.pages: dict[str, Page] = {"metrics": self._metrics, **(pages or {})}
+        self.closing = False
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        task: Any = current_task()
         try:
-            parts = scope.path.split("/")
+            path = scope.path
             # /v2/models/NAME[/versions/VERSION]/infer is what almost every request is.
-            if scope.method == "POST" and parts[-1] == "infer" and parts[1:3] == ["v2", "models"]:
-                await self._infer(scope, protocol, parts)
-                return
-            await self._other(scope, protocol, parts)
-        except WhetError as error:
-            _fail(protocol, error)
+            if scope.method == "POST" and path.endswith("/infer") and path.startswith("/v2/models/"):
+                await self._infer(scope, protocol, path.split("/"), task)
+            else:
+                await self._other(scope, protocol, path, task)
+        except asyncio.CancelledError:
+            if task in self._watch.late:
+                _fail(protocol, BodyTimeout("the body did not arrive in time"), scope)
+            elif task not in self._watch.gone:
+                raise
+        except _GONE:
+            # Half of a body came. Whoever still listens is told.
+            _fail(protocol, InvalidArgument("the body is shorter than its Content-Length"), scope)
+        except Exception as error:
+            _fail(protocol, error, scope)
+        finally:
+            self._computing.pop(task, None)
+            if self._watch.late or self._watch.gone:
+                self._watch.late.discard(task)
+                self._watch.gone.discard(task)
 
-    async def _infer(self, scope: Any, protocol: Any, parts: list[str]) -> None:
+    async def _infer(self, scope: Any, protocol: Any, parts: list[str], task: Any) -> None:
         received = time.monotonic_ns()
-        headers = scope.headers
-        body = await self._body(headers, protocol)
-        name, version = _model_of(parts[:-1])
-        length = headers.get(HEADER_LENGTH)
-        request, binary, all_binary = read_request(
-            name, version, body, None if length is None else _header_length(length)
-        )
-        request.received_ns = received
-        response = await self._plane.infer(request)
-        content, head_bytes = write_response(response, binary, all_binary)
-        if head_bytes is None:
-            protocol.response_bytes(200, [JSON], content)
-        else:
-            protocol.response_bytes(200, [BINARY, (HEADER_LENGTH, str(head_bytes))], content)
-
-    async def _other(self, scope: Any, protocol: Any, parts: list[str]) -> None:
         plane = self._plane
-        match parts[1:]:
-            case ["v2", "health", "live"]:
-                protocol.response_empty(200 if plane.live else 503, [])
-            case ["v2", "health", "ready"]:
-                protocol.response_empty(200 if plane.ready else 503, [])
-            case ["v2"] | ["v2", ""]:
-                _answer(protocol, plane.server_metadata())
-            case _:
-                raise ModelNotFound("there is nothing at this address", found=scope.path)
+        if self.closing:
+            raise ShuttingDown("the server is shutting down", hint="Ask another one.")
+        headers = scope.headers
+        name, version = _model_of(parts)
+        body = await self._body(headers, protocol, task)
+        length = headers.get(HEADER_LENGTH)
+        self._computing[task] = (protocol, self._watch.tick)
+        head_bytes = None if length is None else _header_length(length)
+        if (head_bytes if head_bytes is not None else len(body)) < IN_THREAD:
+            request, binary, all_binary = read_request(name, version, body, head_bytes)
+        else:
+            request, binary, all_binary = await asyncio.to_thread(read_request, name, version, body, head_bytes)
+        request.received_ns = received
+        if request.parameters:
+            apply_parameters(request)
+        if plane.tracing:
+            take_context(request, headers.items())
+        response = await plane.infer(request)
+        if _size(response) < IN_THREAD:
+            content, head = write_response(response, binary, all_binary)
+        else:
+            content, head = await asyncio.to_thread(write_response, response, binary, all_binary)
+        answer = [JSON] if head is None else [BINARY, (HEADER_LENGTH, str(head))]
+        accept = headers.get("accept-encoding")
+        if accept is not None and (encoding := wanted_encoding(accept)) is not None:
+            smaller = await compressed(content, encoding)
+            if smaller is not None:
+                content = smaller
+                answer += [("content-encoding", encoding), ("vary", "accept-encoding")]
+        protocol.response_bytes(200, answer, content)
 
-    async def _body(self, headers: Any, protocol: Any) -> bytes:
+    async def _other(self, scope: Any, protocol: Any, path: str, task: Any) -> None:
+        if len(path) > MAX_PATH:
+            raise NoSuchAddress("the address is too long", found=f"{len(path)} characters", expected=f"{MAX_PATH}")
+        page = self.pages.get(path.split("/", 2)[1] if path[:1] == "/" else "-")
+        if page is not None:
+            await page(scope, protocol)
+            return
+        route, names = find_route(path)
+        method = scope.method
+        if method == "OPTIONS":
+            protocol.response_empty(204, [("allow", route.allow)])
+            return
+        call = find_call(route, method, path)
+        headers = scope.headers
+        if call.is_admin:
+            self._calls.allow(call, headers, scope.authority)
+        body = await self._body(headers, protocol, task) if method == "POST" else b""
+        if self.closing and call.body:
+            raise ShuttingDown("the server is shutting down", hint="Ask another one.")
+        # A load or unload goes on when its client is gone: a repository half changed helps nobody.
+        asked = Asked(names, headers, scope.authority, body)
+        document = await self._calls.by_name[call.name](asked)
+        if document is None:
+            protocol.response_empty(200, [])
+        else:
+            protocol.response_bytes(200, [JSON], orjson.dumps(document))
+
+    async def _metrics(self, scope: Any, protocol: Any) -> None:
+        scrape = self._plane.metrics
+        if scrape is None or scope.path != "/metrics":
+            raise NoSuchAddress("there is nothing at this address", found=scope.path)
+        await answer_metrics(scrape, scope, protocol)
+
+    async def _body(self, headers: Any, protocol: Any, task: Any) -> bytes:
+        """The body, decompressed. Raises PayloadTooLarge, UnsupportedMediaType, InvalidArgument."""
         length = headers.get("content-length")
-        if length is not None and length.isdigit():
-            if int(length) > self._body_bytes:
-                raise PayloadTooLarge("the body is too large", found=f"{length} bytes", expected=f"{self._body_bytes}")
-            return bytes(await protocol())
-        chunks, size = [], 0
-        async for chunk in protocol:
-            size += len(chunk)
-            if size > self._body_bytes:
-                raise PayloadTooLarge("the body is too large", found="a stream", expected=f"{self._body_bytes} bytes")
-            chunks.append(chunk)
-        return b"".join(chunks)
+        most = self._body_bytes
+        if length is not None and int(length) > most:
+            raise PayloadTooLarge("the body is too large", found=f"{length} bytes", expected=f"at most {most}")
+        kind = headers.get("content-type")
+        if kind is not None and kind[:10].lower() == "multipart/":
+            raise UnsupportedMediaType(
+                "the body's Content-Type is not read here", found=kind, expected="JSON, or JSON and binary tensors"
+            )
+        self._reading[task] = self._watch.tick
+        try:
+            # hyper takes Content-Length away where Transfer-Encoding is there, too: such a body has no known end.
+            if length is not None:
+                body: bytes = await protocol()
+            else:
+                body = await _stream(protocol, most)
+        finally:
+            self._reading.pop(task, None)
+        encoding = headers.get("content-encoding")
+        return body if encoding is None else await decompressed(body, encoding, most)
+
+
+async def _stream(protocol: Any, most: int) -> bytes:
+    chunks, size = [], 0
+    async for chunk in protocol:
+        size += len(chunk)
+        if size > most:
+            raise PayloadTooLarge("the body is too large", found="a stream", expected=f"at most {most} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def _model_of(parts: list[str]) -> tuple[str, str]:
-    match parts[3:]:
-        case [name]:
-            return unquote(name), ""
-        case [name, "versions", version]:
-            return unquote(name), unquote(version)
-    raise ModelNotFound("there is nothing at this address", found="/".join(parts))
+    """Model and version of an address that ends with infer."""
+    if len(parts) == 5:
+        name, version = parts[3], ""
+    elif len(parts) == 7 and parts[4] == "versions" and parts[5]:
+        name, version = parts[3], parts[5]
+    else:
+        name = version = ""
+    if not name:
+        raise NoSuchAddress("there is nothing at this address", found="/".join(parts))
+    return name, version
 
 
 def _header_length(text: str) -> int:
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise InvalidArgument("Inference-Header-Content-Length is a number of bytes", found=text)
     return int(text[:20])
 
 
-def _answer(protocol: Any, document: object, status: int = 200) -> None:
-    protocol.response_bytes(status, [JSON], orjson.dumps(document))
+def _size(response: InferResponse) -> int:
+    return sum([o.array.nbytes for o in response.outputs])
 
 
-def _fail(protocol: Any, error: Exception) -> None:
-    _answer(protocol, {"error": str(error)}, http_status(error))
+def _fail(protocol: Any, error: Exception, scope: Any) -> None:
+    status, headers, content = failure(error, f"{scope.method} {scope.path}")
+    protocol.response_bytes(status, headers, content)

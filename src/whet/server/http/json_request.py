@@ -10,16 +10,39 @@ import orjson
 
 from whet.errors import InvalidArgument
 from whet.server.datatypes import BYTES, Datatype, datatype
+from whet.server.parameters import tensor_parameters
 from whet.server.request import NO_PARAMETERS, Array, InferRequest, InputTensor, RequestedOutput
 from whet.server.tensor_bytes import check_shape, elements, from_bytes
 
+MAX_DEPTH = 100
 
-def parse_json(body: bytes | memoryview) -> dict[str, Any]:
+
+def _is_flat_enough(document: Any) -> bool:
+    """Whether a document has at most MAX_DEPTH levels of lists and objects."""
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            parts = value.values() if type(value) is dict else value if type(value) is list else ()
+            if not _NESTING.isdisjoint(map(type, parts)):
+                inner += [part for part in parts if type(part) in _NESTING]
+        if not inner:
+            return True
+        level = inner
+    return False
+
+
+_NESTING = frozenset((list, dict))
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
     """The object that a body holds. Raises InvalidArgument for anything else."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidArgument("the body is not valid JSON", found=str(error)) from error
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and not _is_flat_enough(document):
+        raise InvalidArgument("the body is nested too deeply", expected=f"at most {MAX_DEPTH} levels")
     if not isinstance(document, dict):
         raise InvalidArgument("the body is not a JSON object", found=type(document).__name__)
     return document
@@ -81,6 +104,7 @@ def _outputs(given: Any) -> tuple[tuple[RequestedOutput, ...], dict[str, bool]]:
         if not isinstance(name, str):
             raise InvalidArgument("an output is an object with a name", found=type(entry).__name__)
         parameters = _parameters(entry.get("parameters"), "requested output")
+        tensor_parameters(parameters, name)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InvalidArgument("`classification` is a number of classes", value=name, found=classes)
@@ -104,7 +128,8 @@ def _input(entry: Any, rest: memoryview, at: int) -> tuple[InputTensor, int]:
     shape = _shape(entry.get("shape"), name)
     parameters = entry.get("parameters")
     if parameters:
-        size = _parameters(parameters, "tensor").get("binary_data_size")
+        tensor_parameters(_parameters(parameters, "tensor"), name)
+        size = parameters.get("binary_data_size")
         if size is not None:
             if "data" in entry:
                 raise InvalidArgument("an input has data and binary data", value=name)

@@ -6,10 +6,14 @@ register messages of the same names in protobuf's process-wide pool, which takes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf.message import DecodeError
+
+from whet.errors import InvalidArgument
 
 DESCRIPTORS = Path(__file__).parent / "proto" / "inference.binpb"
 
@@ -30,6 +34,21 @@ _BY_NAME = _messages()
 def message(name: str) -> Any:
     """The class of a message, by its full name: `inference.ModelInferRequest`, `grpc.health.v1.HealthCheckRequest`."""
     return _BY_NAME[name]
+
+
+def parse(kind: Any, content: bytes) -> Any:
+    """The message of class `kind` in these bytes. Raises InvalidArgument where they hold none."""
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise InvalidArgument(
+            "the request is no such message", found=f"{len(content)} bytes", expected=kind.DESCRIPTOR.full_name
+        ) from error
+
+
+def from_document(kind: Any, document: Mapping[str, Any]) -> Any:
+    """The message of class `kind` with a document's fields, by their names in the interface file."""
+    return json_format.ParseDict(document, kind())
 
 
 def service_methods(name: str) -> dict[str, tuple[Any, Any, bool, bool]]:

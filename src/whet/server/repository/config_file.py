@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 
 from whet.errors import InvalidArgument, NoSuchFile
 from whet.server.datatypes import BY_CONFIG_NAME, Datatype
@@ -56,9 +56,9 @@ UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 def read_config(path: Path) -> Any:
     """The message that a config.pbtxt holds. Raises InvalidArgument with line and column where it does not parse."""
     try:
-        text = path.read_text()
-    except FileNotFoundError as error:
-        raise NoSuchFile("there is no such configuration", file=str(path)) from error
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise NoSuchFile("the configuration cannot be read", file=str(path), found=error.strerror) from error
     except UnicodeDecodeError as error:
         raise InvalidArgument("the configuration is not text", file=str(path), found=str(error)) from error
     return parse_config(text, str(path))
@@ -68,7 +68,19 @@ def parse_config(text: str, where: str) -> Any:
     """The message of a configuration's text."""
     try:
         return text_format.Parse(text, ModelConfigMessage(), allow_unknown_field=False)
-    except text_format.ParseError as error:
+    except (text_format.ParseError, RecursionError, ValueError) as error:
+        raise InvalidArgument("the model configuration does not parse", file=where, found=str(error)) from error
+
+
+def parse_config_json(text: str, where: str) -> Any:
+    """The message of a configuration in the protocol's JSON. Raises InvalidArgument."""
+    if not text.lstrip().startswith("{"):
+        raise InvalidArgument(
+            "the model configuration does not parse", file=where, found=text[:20], expected="a JSON object"
+        )
+    try:
+        return json_format.Parse(text, ModelConfigMessage())
+    except (json_format.ParseError, RecursionError, ValueError) as error:
         raise InvalidArgument("the model configuration does not parse", file=where, found=str(error)) from error
 
 
@@ -85,9 +97,19 @@ def to_model_config(message: Any, name: str, folder: Path, where: str) -> ModelC
     platform, backend = message.platform, message.backend
     is_ensemble = platform == "ensemble" or message.HasField("ensemble_scheduling")
     if platform and platform not in PLATFORMS:
-        raise Unsupported("unknown platform", file=where, found=platform, expected=", ".join(PLATFORMS))
+        raise Unsupported(
+            "this server runs ONNX models and ensembles of them", file=where, value="platform", found=platform,
+            expected=", ".join(PLATFORMS),
+        )  # fmt: skip
     if backend and backend not in BACKENDS:
-        raise Unsupported("unknown backend", file=where, found=backend, expected=", ".join(BACKENDS))
+        raise Unsupported(
+            "this server runs ONNX models and no other backend's", file=where, value="backend", found=backend,
+            expected=", ".join(BACKENDS),
+        )  # fmt: skip
+    if is_ensemble and not message.ensemble_scheduling.step:
+        raise InvalidArgument("the ensemble has no steps", file=where, value="ensemble_scheduling.step")
+    for kind, tensors in (("input", message.input), ("output", message.output)):
+        _refuse_bad_names(kind, [t.name for t in tensors], where)
     if message.max_batch_size < 0:
         raise InvalidArgument("max_batch_size is negative", file=where, found=message.max_batch_size)
     return ModelConfig(
@@ -95,7 +117,7 @@ def to_model_config(message: Any, name: str, folder: Path, where: str) -> ModelC
         inputs=tuple(_input(t, where) for t in message.input),
         outputs=tuple(_output(t, folder, where) for t in message.output),
         max_batch_rows=message.max_batch_size,
-        model_file=_file_name(message.default_model_filename or "model.onnx", where),
+        model_file=_file_name(message.default_model_filename or "model.onnx", where, "default_model_filename"),
         platform="ensemble" if is_ensemble else "onnxruntime_onnx",
         backend="" if is_ensemble else (backend or "onnxruntime"),
         version_policy=_version_policy(message, where),
@@ -116,9 +138,24 @@ def to_model_config(message: Any, name: str, folder: Path, where: str) -> ModelC
     )
 
 
-def _file_name(name: str, where: str) -> str:
+def _refuse_bad_names(kind: str, names: Sequence[str], where: str) -> None:
+    for name in names:
+        if not name:
+            raise InvalidArgument(f"an {kind} has no name", file=where)
+        if names.count(name) > 1:
+            raise InvalidArgument(f"an {kind} is configured twice", file=where, value=name)
+
+
+def _file_name(name: str, where: str, field: str) -> str:
     if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise InvalidArgument("default_model_filename is a file's name, without folders", file=where, found=name)
+        raise InvalidArgument(f"{field} is a file's name, without folders", file=where, found=name)
+    return name
+
+
+def _inner_path(name: str, where: str, field: str) -> str:
+    """A file in the model's folder or below it."""
+    if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+        raise InvalidArgument(f"{field} is a file in the model's folder", file=where, found=name)
     return name
 
 
@@ -160,14 +197,17 @@ def _output(entry: Any, folder: Path, where: str) -> TensorConfig:
     _refuse_shape_tensor(entry, where)
     labels: tuple[str, ...] = ()
     if entry.label_filename:
-        file = folder / _file_name(entry.label_filename, where)
+        file = folder / _inner_path(entry.label_filename, where, "label_filename")
         try:
-            labels = tuple(file.read_text().splitlines())
+            labels = tuple(file.read_bytes().decode("utf-8-sig").splitlines())
         except OSError as error:
             raise NoSuchFile("the labels cannot be read", file=str(file), found=error.strerror) from error
+        except UnicodeDecodeError as error:
+            raise InvalidArgument("the labels are not text", file=str(file), found=str(error)) from error
     return TensorConfig(
-        entry.name, _datatype(entry, where), _dims(entry.dims, where, entry.name), _reshape(entry, where), labels
-    )
+        entry.name, _datatype(entry, where), _dims(entry.dims, where, entry.name), _reshape(entry, where), labels,
+        label_file=entry.label_filename,
+    )  # fmt: skip
 
 
 def _version_policy(message: Any, where: str) -> VersionPolicy:
@@ -190,6 +230,12 @@ def _instances(message: Any, where: str) -> int:
         kind = group.DESCRIPTOR.fields_by_name["kind"].enum_type.values_by_number[group.kind].name
         if kind in ("KIND_GPU", "KIND_MODEL"):
             raise Unsupported("this server runs instances on the CPU", file=where, value="instance_group", found=kind)
+        if group.count < 0:
+            raise InvalidArgument("a number of instances is negative", file=where, value="instance_group",
+                                  found=group.count)  # fmt: skip
+        for field in ("passive", "secondary_devices"):
+            if getattr(group, field):
+                raise Unsupported(f"this server does not have {field} of instances", file=where, value="instance_group")
         count += max(group.count, 1)
     return max(count, 1)
 
@@ -227,6 +273,12 @@ def _dynamic(given: Any, max_rows: int, where: str) -> DynamicBatching:
         raise InvalidArgument(
             "default_priority_level is one of the levels", file=where, found=default, expected=f"1 to {levels}"
         )
+    for level in given.priority_queue_policy:
+        if not 1 <= level <= levels:
+            raise InvalidArgument(
+                "priority_queue_policy is of a level that is not there", file=where, found=level,
+                expected=f"1 to {levels}",
+            )  # fmt: skip
     return DynamicBatching(
         preferred_rows=tuple(sorted(preferred)),
         max_queue_delay_us=given.max_queue_delay_microseconds or None,
@@ -270,7 +322,7 @@ def _state(entry: Any, folder: Path, where: str) -> StateConfig:
     initial = None
     for first in entry.initial_state:
         if first.data_file:
-            initial = str(folder / "initial_state" / _file_name(first.data_file, where))
+            initial = str(folder / "initial_state" / _file_name(first.data_file, where, "initial_state.data_file"))
     return StateConfig(
         entry.input_name,
         entry.output_name,
@@ -314,7 +366,7 @@ def _warmup(given: Any, where: str) -> Warmup:
             WarmupInput(
                 name, _datatype(entry, where), _dims(entry.dims, where, name),
                 {"zero_data": "zero", "random_data": "random", "input_data_file": "file"}[source],  # type: ignore[arg-type]
-                _file_name(entry.input_data_file, where) if source == "input_data_file" else "",
+                _file_name(entry.input_data_file, where, "input_data_file") if source == "input_data_file" else "",
             )
         )  # fmt: skip
     return Warmup(given.name, given.batch_size, max(given.count, 1), tuple(inputs))

@@ -20,10 +20,12 @@ PROBE_S = 600.0
 """How long a model may take to load before it is given up."""
 
 
-async def probe(file: Path, providers: tuple[str, ...], threads: int, limit_s: float = PROBE_S) -> None:
+async def probe(
+    file: Path, providers: tuple[str, ...], threads: int, goal: str = "latency", limit_s: float = PROBE_S
+) -> None:
     """Return when a child process has loaded the model. Raises what it raised, or Fail for how it ended."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "whet.server.repository.probe", str(file), ",".join(providers), str(threads),
+        sys.executable, "-P", "-m", "whet.server.repository.probe", str(file), ",".join(providers), str(threads), goal,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -49,7 +51,7 @@ def _error_of(out: bytes, file: Path) -> WhetError:
         kind, message = document["type"], document["message"]
     except (ValueError, KeyError, TypeError):
         return Fail(
-            "the process that tried to load the model failed", file=str(file), found=out[-300:].decode("replace")
+            "the process that tried to load the model failed", file=str(file), found=out[-300:].decode(errors="replace")
         )
     found = getattr(errors, kind, Fail)
     if not (isinstance(found, type) and issubclass(found, WhetError)):
@@ -62,9 +64,10 @@ def main(arguments: list[str]) -> int:
     from whet.session.inference_session import InferenceSession
     from whet.session.options import SessionOptions
 
-    file, providers, threads = arguments
+    file, providers, threads, goal = arguments
     options = SessionOptions()
     options.intra_op_num_threads = int(threads)
+    options.add_session_config_entry("goal", goal)
     try:
         InferenceSession(file, options, providers=[p for p in providers.split(",") if p] or None)
     except WhetError as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
+from whet.errors import ResourceExhausted
 from whet.server.request import Array
 
 INLINE_US = 60.0
@@ -20,6 +21,9 @@ INLINE_US = 60.0
 
 OBSERVED = 8
 """Runs after which the observed time decides."""
+
+SLOW = 8
+"""A run on the loop that takes so many times `INLINE_US` is the last one there until `OBSERVED` others were short."""
 
 
 class Stop:
@@ -77,6 +81,11 @@ class Instances:
         self.runs_inline = False
         """Whether the next run will be made on the event loop."""
 
+    @property
+    def seen_shapes(self) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]:
+        """Shapes of runs that the runner remembers."""
+        return tuple(getattr(self._runner, "seen", ()))
+
     def run_here(self, names: tuple[str, ...], feed: Mapping[str, Array]) -> tuple[Sequence[Array], int, int]:
         """Run at once on the event loop, where `runs_inline` and an instance is free: outputs, and when it ran."""
         began = time.monotonic_ns()
@@ -101,8 +110,16 @@ class Instances:
             return
         if len(self._threads) < self.count - self.free:
             thread = threading.Thread(target=self._work, name=f"whet-{self._name}-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if not self._threads:
+                    now = time.monotonic_ns()
+                    failure = ResourceExhausted("the system starts no more threads", file=self._name, found=str(error))
+                    self._loop.call_soon(self._finish, done, None, failure, now, now)
+                    return
+            else:
+                self._threads.append(thread)
         self._queue.put((names, feed, stop, done))
 
     def close(self) -> None:
@@ -126,6 +143,8 @@ class Instances:
 
     def _observe(self, ns: int) -> None:
         self._recent.append(ns)
+        if ns > SLOW * INLINE_US * 1e3:
+            self.runs_inline = False
         if len(self._recent) == OBSERVED:
             self.runs_inline = sorted(self._recent)[OBSERVED // 2] < INLINE_US * 1e3
             self._recent.clear()

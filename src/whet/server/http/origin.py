@@ -1,0 +1,63 @@
+"""Requests that a web page makes in somebody's browser: such a page may not change the server.
+
+A page of another site can send requests to a server that its reader can reach (cross-site request forgery), and one
+that lets its own name point to the server's address even looks like the server's own (DNS rebinding). Browsers say
+where a request comes from; other programs say nothing, and are not asked.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+from whet.server.errors import Unauthorized
+
+SAME = ("same-origin", "none")
+
+
+class OriginCheck:
+    """`hosts`: names by which people reach the server, beside addresses, `localhost` and the machine's own name."""
+
+    def __init__(self, hosts: Iterable[str] = ()) -> None:
+        own = {"localhost", "host.docker.internal", socket.gethostname().lower()}
+        self._hosts = own | {h.lower().rstrip(".") for h in hosts}
+
+    def check(self, call: str, headers: Any, authority: str | None) -> None:
+        """Raise Unauthorized where a page of another site makes the administrative `call`."""
+        origin = headers.get("origin")
+        site = headers.get("sec-fetch-site")
+        if origin is None and site is None:
+            return
+        if site is not None and site.lower() not in SAME:
+            raise Unauthorized("a web page of another site may not make this call", value=call, found=site)
+        host = authority or headers.get("host") or ""
+        if origin is not None and _host_port(origin) != _host_port(f"//{host}"):
+            raise Unauthorized("a web page of another site may not make this call", value=call, found=origin)
+        if not self._is_own(_host_port(f"//{host}")[0]):
+            raise Unauthorized(
+                "the server does not know itself by this name", value=call, found=host,
+                expected=f"an address, or one of {', '.join(sorted(self._hosts))}",
+                hint="Name it with --allowed-host.",
+            )  # fmt: skip
+
+    def _is_own(self, host: str) -> bool:
+        if host.rstrip(".") in self._hosts:
+            return True
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        return True
+
+
+def _host_port(text: str) -> tuple[str, int | None]:
+    """Host and port of an origin or of `//host:port`; ("", None) for what is neither, such as `null`."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return "", None
+    return parts.hostname or "", port if port not in (80, 443) else None

@@ -1,0 +1,1 @@
+"""What a scrape of /metrics answers: the counters of `server/stats.py`, the machine's figures, the GPUs'."""

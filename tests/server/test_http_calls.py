@@ -1,0 +1,193 @@
+"""Every call of `tritonclient.http`, statuses, administrative calls and bad requests, against one server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.server.options_server import OptionsServer
+from tests.server.running import free_port
+from tests.server.test_thin_path import save_scale_model
+
+http = pytest.importorskip("tritonclient.http")
+utils = pytest.importorskip("tritonclient.utils")
+
+TOKEN = "a-token"
+INFER = "/v2/models/scale/infer"
+
+
+class Served:
+    def __init__(self, server: OptionsServer, admin: int) -> None:
+        self.port, self.admin = server.http_port, admin
+        self.client = http.InferenceServerClient(server.http)
+        self.admin_client = http.InferenceServerClient(f"127.0.0.1:{admin}")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("http") / "models"
+    folder.mkdir()
+    save_scale_model(folder / "scale.onnx")
+    admin = free_port()
+    port = free_port()
+    options = {"http_port": port, "admin_port": admin, "admin_token": TOKEN, "body_bytes": 100_000, "body_s": 0.5}
+    with OptionsServer(folder, **options) as running:
+        running.http_port = port
+        yield Served(running, admin)
+
+
+def ask(port: int, method: str, path: str, body: bytes = b"", *headers: str) -> tuple[int, dict[str, str], bytes]:
+    """One request over a raw socket: status, headers, body."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", *headers]
+    if body and not any(h.lower().startswith(("content-length", "transfer-encoding")) for h in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, content = answer.partition(b"\r\n\r\n")
+    status, *rest = head.decode().split("\r\n")
+    return int(status.split()[1]), dict(line.lower().split(": ", 1) for line in rest), content
+
+
+def infer_body(**changes: Any) -> bytes:
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0, 1, 2, -3], **changes}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def test_tritonclient_reads_everything(served: Served) -> None:
+    client = served.client
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("scale")
+    assert not client.is_model_ready("no")
+    assert not client.is_model_ready("scale", "9")
+    assert client.get_server_metadata()["name"] == "whet"
+    assert client.get_model_metadata("scale", "1")["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    assert client.get_model_config("scale")["max_batch_size"] == 32
+    assert client.get_inference_statistics()["model_stats"][0]["name"] == "scale"
+    assert client.get_inference_statistics("scale", "1")["model_stats"][0]["version"] == "1"
+    assert [(m["name"], m["state"]) for m in client.get_model_repository_index()] == [("scale", "READY")]
+    assert client.get_trace_settings()["trace_level"] == ["OFF"]
+    assert client.get_trace_settings("scale")["trace_rate"] == "1000"
+    assert client.get_log_settings()["log_verbose_level"] == 0
+
+
+@pytest.mark.parametrize("request_compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("response_compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_infer(served: Served, binary: bool, request_compression: str | None, response_compression: str | None) -> None:
+    x = np.random.default_rng().standard_normal((32, 4), np.float32)
+    tensor = http.InferInput("x", x.shape, "FP32")
+    tensor.set_data_from_numpy(x, binary_data=binary)
+    answer = served.client.infer(
+        "scale", [tensor], outputs=[http.InferRequestedOutput("y", binary_data=not binary)], request_id="q",
+        request_compression_algorithm=request_compression, response_compression_algorithm=response_compression,
+    )  # fmt: skip
+    assert answer.get_response()["id"] == "q"
+    np.testing.assert_allclose(answer.as_numpy("y"), 2 * x + 1, rtol=1e-6)
+
+
+def test_administration_needs_the_admin_port_and_its_token(served: Served) -> None:
+    allowed = {"authorization": f"Bearer {TOKEN}"}
+    for client, headers in ((served.client, allowed), (served.admin_client, None)):
+        for call in (
+            lambda c=client, h=headers: c.load_model("scale", headers=h),
+            lambda c=client, h=headers: c.unload_model("scale", headers=h),
+            lambda c=client, h=headers: c.update_log_settings({"log_info": False}, headers=h),
+            lambda c=client, h=headers: c.update_trace_settings(settings={"trace_rate": "5"}, headers=h),
+        ):
+            with pytest.raises(utils.InferenceServerException, match="403"):
+                call()
+    admin = served.admin_client
+    admin.unload_model("scale", headers=allowed)
+    assert not served.client.is_model_ready("scale")
+    admin.load_model("scale", headers=allowed)
+    assert served.client.is_model_ready("scale")
+    assert admin.update_log_settings({"log_verbose_level": 0}, headers=allowed)["log_verbose_level"] == 0
+    changed = admin.update_trace_settings("scale", {"trace_rate": "7"}, headers=allowed)
+    assert changed["trace_rate"] == "7"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [("Origin: http://evil.example",), ("Sec-Fetch-Site: cross-site",), ("Origin: null",)],
+)
+def test_pages_of_other_sites_change_nothing(served: Served, headers: tuple[str, ...]) -> None:
+    token = f"Authorization: Bearer {TOKEN}"
+    path = "/v2/repository/models/scale/load"
+    assert ask(served.admin, "POST", path, b"{}", token, *headers)[0] == 403
+
+
+STATUSES: list[tuple[str, str, str, bytes, tuple[str, ...], int]] = [
+    ("no such address", "GET", "/nothing", b"", (), 404),
+    ("no such model", "POST", "/v2/models/no/infer", infer_body(), (), 404),
+    ("version -1", "POST", "/v2/models/scale/versions/-1/infer", infer_body(), (), 404),
+    ("version 2^64", "POST", f"/v2/models/scale/versions/{1 << 64}/infer", infer_body(), (), 404),
+    ("name with ..", "GET", "/v2/models/..%2f..%2fetc/ready", b"", (), 404),
+    ("name with NUL", "GET", "/v2/models/a%00b", b"", (), 404),
+    ("name of 10 kB", "GET", "/v2/models/" + "a" * 10_000, b"", (), 404),
+    ("wrong method", "DELETE", "/v2", b"", (), 405),
+    ("infer by GET", "GET", INFER, b"", (), 405),
+    ("body over the limit", "POST", INFER, b"x" * 100_001, (), 413),
+    ("gzip bomb", "POST", INFER, gzip.compress(b" " * 50_000_000), ("Content-Encoding: gzip",), 413),
+    ("damaged gzip", "POST", INFER, b"nothing", ("Content-Encoding: gzip",), 400),
+    ("unknown encoding", "POST", INFER, b"{}", ("Content-Encoding: br",), 415),
+    ("slow body", "POST", INFER, b"{", ("Content-Length: 10",), 408),
+    ("negative Content-Length", "POST", INFER, b"{}", ("Content-Length: -1",), 400),
+    ("header length past the end", "POST", INFER, b"{}", ("Inference-Header-Content-Length: 3",), 400),
+    ("header length negative", "POST", INFER, b"{}", ("Inference-Header-Content-Length: -1",), 400),
+    ("depth 101", "POST", INFER, b'{"inputs":' + b"[" * 100 + b"]" * 100 + b"}", (), 400),
+    ("NaN", "POST", INFER, infer_body(data=[0, 1, 2, float("nan")]), (), 400),
+    ("1e400", "POST", INFER, infer_body().replace(b"-3", b"1e400"), (), 400),
+    ("int over int64", "POST", INFER, infer_body(shape=[1, 1 << 64]), (), 400),
+    ("lone surrogate", "POST", INFER, infer_body(name="\ud800"), (), 400),
+    ("count and shape", "POST", INFER, infer_body(data=[1, 2, 3]), (), 400),
+    ("shape overflow", "POST", INFER, infer_body(shape=[1 << 40, 1 << 40]), (), 413),
+    ("negative dims", "POST", INFER, infer_body(shape=[-1, 4]), (), 400),
+    ("ragged lists", "POST", INFER, infer_body(data=[[1, 2, 3], [4]]), (), 400),
+    ("string for number", "POST", INFER, infer_body(data=["1", 1, 2, 3]), (), 400),
+    ("unknown datatype", "POST", INFER, infer_body(datatype="FP31"), (), 400),
+    ("shared memory", "GET", "/v2/systemsharedmemory/status", b"", (), 501),
+    ("generate", "POST", "/v2/models/scale/generate", b"{}", (), 501),
+]
+
+
+@pytest.mark.parametrize("case", STATUSES, ids=[c[0] for c in STATUSES])
+def test_status(served: Served, case: tuple[str, str, str, bytes, tuple[str, ...], int]) -> None:
+    _, method, path, body, headers, expected = case
+    status, _, content = ask(served.port, method, path, body, *headers)
+    assert status == expected, content
+    if content:
+        assert json.loads(content)["error"]
+    assert served.client.is_server_ready()
+
+
+def test_options_head_and_allow(served: Served) -> None:
+    assert ask(served.port, "OPTIONS", "/v2")[1]["allow"] == "get, head, options"
+    assert ask(served.port, "PUT", INFER)[1]["allow"] == "post, options"
+    status, headers, content = ask(served.port, "HEAD", "/v2")
+    assert (status, content) == (200, b"")
+    assert int(headers["content-length"]) > 10
+
+
+def test_the_openapi_document_names_every_route(served: Served) -> None:
+    document = json.loads(ask(served.port, "GET", "/openapi.json")[2])
+    assert document["openapi"] == "3.1.0"
+    assert "post" in document["paths"]["/v2/models/{model}/infer"]
+
+
+def test_a_port_that_is_taken_is_an_error(served: Served, tmp_path: Path) -> None:
+    save_scale_model(tmp_path / "scale.onnx")
+    arguments = ["serve", str(tmp_path), "--http-port", str(served.port), "--metrics-port", "-1", "--grpc-port", "-1"]
+    done = subprocess.run([sys.executable, "-m", "whet.cli", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert f"127.0.0.1:{served.port}" in done.stderr
