@@ -19,6 +19,8 @@ def serve(repository: Path, **options: Any) -> None:
         from whet.server.options import ServerOptions
         from whet.server.serve import serve as run
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "whet":
+            raise
         raise EPFail(
             "a package that the server needs is not installed", found=error.name, hint="pip install 'whet[server]'"
         ) from error
