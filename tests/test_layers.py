@@ -41,7 +41,6 @@ PROTOBUF_FILES = {
     "server/protocol/messages.py",
     "server/repository/config_file.py",
     "server/repository/config_message.py",
-    "server/repository/manager.py",
 }
 MAX_LINES = 600
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from whet.compiler.tactics.question import Choices
 from whet.config import DEFAULT_LIMITS, Limits
 from whet.errors import Terminated
-from whet.graph import Graph, Model, Node, Value
+from whet.graph import Graph, Model, Node
 from whet.passes.base import Pass
 from whet.runtime.cancel import CancelToken
 from whet.runtime.values import RuntimeValue
@@ -188,6 +188,3 @@ class ExecutionProvider(Protocol):
     def options(self) -> dict[str, str]:
         """The provider options in effect, as strings."""
         ...
-
-
-NodeInputs = Sequence[Value | None]

@@ -38,6 +38,9 @@ async def serve(options: ServerOptions) -> None:
     plane = DataPlane()
     observers = Observers(plane, options)
     plane.loading = True
+    # Before any port is open: a call may come at once.
+    repository = Repository(plane, options)
+    plane.repository = repository
     watch = Watch(options.body_s)
     watch.start()
     main = HttpApp(plane, Access(is_open=options.admin_on_main_port), watch, options.body_bytes)
@@ -49,8 +52,6 @@ async def serve(options: ServerOptions) -> None:
         servers.append(HttpServer(MetricsApp(observers.metrics.scrape), options.host, options.metrics_port))
     for server in servers:
         server.start()
-    repository = Repository(plane, options)
-    plane.repository = repository
     rpcs = []
     if options.grpc_port is not None:
         rpcs.append(GrpcServer(plane, options, options.grpc_port))
