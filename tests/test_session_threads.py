@@ -164,7 +164,8 @@ def test_run_async_logs_a_callback_that_raises(caplog: pytest.LogCaptureFixture)
     made.run_async(None, feeds(1)[0], callback, None)
     assert done.wait(30)
     deadline = time.monotonic() + 10
-    while not caplog.records and time.monotonic() < deadline:
+    # The record is in `caplog.records` before its text, which is written last, is complete.
+    while "the callback's own" not in caplog.text and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "callback of run_async failed" in caplog.text
     assert "the callback's own" in caplog.text
