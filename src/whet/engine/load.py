@@ -23,7 +23,8 @@ from whet.engine.tables import read_blueprint
 from whet.graph import Value
 from whet.providers.base import CompileEnv
 from whet.providers.cpu.executable import CpuExecutable, Stored
-from whet.providers.cpu.specialization import Form, Specialization
+from whet.providers.cpu.plan import Form
+from whet.providers.cpu.specialization import Specialization
 from whet.runtime.program import Table
 
 
@@ -63,6 +64,7 @@ def load_engine(
             tuple(entry["input_names"]),
             tuple(entry["output_names"]),
             tuple(dtype_named(name) for name in entry["dtypes"]),
+            entry["batch"],
         )
         linked = [Linked(library.address(symbol), library) for symbol in blueprint.program.kernels]
         programs[_key(entry["key"])] = Specialization(blueprint, linked, form)

@@ -86,6 +86,7 @@ def _program(key: Any, specialization: Specialization, tables: TableWriter, weig
         "input_names": form.input_names,
         "output_names": form.output_names,
         "dtypes": [d.name for d in form.dtypes],
+        "batch": form.batch,
         "weights": [weights.add(w.array) for w in blueprint.weights],
         "blueprint": write_blueprint(blueprint, tables),
     }

@@ -28,20 +28,25 @@ class RunContext:
     """One run at a time of a loaded program. Contexts are independent of each other, so runs need no lock.
 
     `threads` is the most threads of a run, the caller counted in. `arena` (another context's `arena`) is used instead
-    of a new one where it is large enough; contexts that share one must not run at the same time.
+    of a new one where it is large enough; contexts that share one must not run at the same time. With `station`,
+    another context's, this one runs as a part of that one's runs, on one thread (see `streams`).
 
     Time is that of `time.perf_counter_ns` (on Linux also `time.monotonic_ns`).
     """
 
-    def __init__(self, loaded: LoadedProgram, threads: int, arena: Area | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedProgram, threads: int, arena: Area | None = None, station: Words | None = None
+    ) -> None:
         if not 1 <= threads <= MOST_THREADS:
             raise InvalidArgument("no such number of threads", found=threads, expected=f"1 to {MOST_THREADS}")
         native = executor()
         self._native_run, self._native_prepare = native.run, native.prepare
         self._threads = threads
         self._team = team()
-        self._station = _take_station(int(native.system.ctypes.data), threads)
-        weakref.finalize(self, _free_stations[threads].append, self._station).atexit = False
+        self._is_part = station is not None
+        self._station = _take_station(int(native.system.ctypes.data), threads) if station is None else station
+        if station is None:
+            weakref.finalize(self, _free_stations[threads].append, self._station).atexit = False
         self.cancel_address: int = int(self._station.ctypes.data) + 8 * Station.CANCEL
         """Where an int64 other than 0 stops the run, from any thread, as long as the context lives.
 
@@ -89,8 +94,19 @@ class RunContext:
         block[Context.IO_COUNT] = len(program.io_addresses)
         block[Context.SCRATCH] = self._scratch.address
         block[Context.PREPARED] = 0
-        self._station[Station.SCRATCH] = self._scratch.address
-        self._station[Station.SCRATCH_BYTES] = stride
+        if not self._is_part:
+            self._station[Station.SCRATCH] = self._scratch.address
+            self._station[Station.SCRATCH_BYTES] = stride
+
+    @property
+    def block(self) -> Words:
+        """The numbers by the positions of `layout.Context`."""
+        return self._block
+
+    @property
+    def station(self) -> Words:
+        """What workers of this context's runs look at."""
+        return self._station
 
     @property
     def arena(self) -> Area:
@@ -164,8 +180,12 @@ class RunContext:
         if deadline_ns:
             self._station[Station.DEADLINE] = deadline_ns
         if timestamps is not None:
-            self._block[Context.TIMESTAMPS] = self._checked(timestamps)
+            self.record(timestamps)
         return self._native_run(self._address)
+
+    def record(self, timestamps: Table) -> None:
+        """Let the next run, or what this context does of another's until then, leave its times."""
+        self._block[Context.TIMESTAMPS] = self._checked(timestamps)
 
     def _checked(self, timestamps: Table) -> int:
         rows = len(self._loaded.program.rows)

@@ -31,6 +31,8 @@ class Executor:
     run: Native
     worker: Native
     stop: Native
+    stream: int
+    """The address of a kernel."""
 
 
 _lock = threading.Lock()
@@ -60,4 +62,4 @@ def _load(target: Target) -> Executor:
         ctypes.CFUNCTYPE(ctypes.c_int64 if name == "run" else None, ctypes.c_void_p)(library.address(name))
         for name in ("run", "worker", "stop")
     )
-    return Executor(target, library, system, prepare, run, worker, stop)
+    return Executor(target, library, system, prepare, run, worker, stop, library.address("stream"))

@@ -39,6 +39,8 @@ class Context:
     FAILED_STATUS = 20
     LEASED = 21
     """Workers that the run holds."""
+    OUTCOME = 22
+    """How the last sample of a batch ended, where the context runs samples (see `streams`)."""
     SIZE = 32
 
 

@@ -17,7 +17,7 @@ def executor_module(target: Target) -> Module:
     """The native executor for a target.
 
     Exported: `prepare(context)` and `run(context)`, which give an outcome (DONE, ...); `worker(block)` and
-    `stop(block)`, see `sharing`.
+    `stop(block)`, see `sharing`; the kernel `stream`, see `streams`.
     """
     module = Module(target)
     calls = define_system_calls(module)
@@ -29,6 +29,7 @@ def executor_module(target: Target) -> Module:
     profiled = _define_walk(module, calls, sharing, evaluate, step, profiled=True)
     _define_prepare(module, evaluate)
     _define_run(module, sharing, place, plain, profiled)
+    _define_stream(module, place, plain, profiled)
     return module
 
 
@@ -194,15 +195,43 @@ def _define_run(module: Module, sharing: Sharing, place: Function, plain: Functi
         (station + Station.STATUS).atomic_store(0, "monotonic")
         io = context.load_pointer(INT64, Context.IO_ADDRESSES)
         k.call_void(place, context, io, 0, context.load(Context.IO_COUNT))
-        outcome = k.variable(k.index(table.DONE))
-        with k.when(context.load(Context.TIMESTAMPS) == 0):
-            outcome.value = k.call(plain, context)
-        with k.otherwise():
-            outcome.value = k.call(profiled, context)
+        outcome = _walk(k, context, plain, profiled)
         k.call_void(sharing.release, context)
         context.store((station + Station.STATUS).atomic_load("acquire"), Context.FAILED_STATUS)
         context.store(0, Context.TIMESTAMPS)
         station.store(0, Station.DEADLINE)
         (station + Station.CANCEL).atomic_store(0, "monotonic")
         restore_float_mode(k, before)
-        k.return_(outcome.value)
+        k.return_(outcome)
+
+
+def _walk(k: Function, context: Pointer, plain: Function, profiled: Function) -> Value:
+    outcome = k.variable(k.index(table.DONE))
+    with k.when(context.load(Context.TIMESTAMPS) == 0):
+        outcome.value = k.call(plain, context)
+    with k.otherwise():
+        outcome.value = k.call(profiled, context)
+    return outcome.value
+
+
+def _define_stream(module: Module, place: Function, plain: Function, profiled: Function) -> None:
+    """A kernel whose tiles are the samples of a batch: each is a walk of a whole program by the tile's thread.
+
+    Words: how many inputs and outputs there are, then the address of each one's first sample and the bytes to the next.
+    Scratch: the address of the thread's own context, whose station is that of the run.
+    """
+    with module.function("stream", returns=INT64) as k:
+        words = k.pointer("words", INT64, align=8)
+        begin, end = k.argument("begin"), k.argument("end")
+        context = k.pointer("scratch", INT64, align=64).load_pointer(INT64)
+        bases, io = (context.load_pointer(INT64, i) for i in (Context.BASES, Context.IO_ADDRESSES))
+        with k.loop(end, start=begin) as sample:
+            with k.loop(words.load(0)) as i:
+                first = words + 1 + i * 2
+                bases.store(first.load(0) + sample * first.load(1), i + 1)
+            k.call_void(place, context, io, 0, context.load(Context.IO_COUNT))
+            outcome = _walk(k, context, plain, profiled)
+            context.store(outcome, Context.OUTCOME)
+            with k.when(outcome != table.DONE):
+                k.return_(outcome)
+        k.return_(0)

@@ -22,8 +22,10 @@ from whet.errors import Fail, InvalidArgument, NotImplemented, ResourceExhausted
 from whet.graph import Value
 from whet.kernels.base import BAD_VALUE, EXTENT_MISMATCH, INDEX_OUT_OF_BOUNDS, STATUS_CODE_BITS
 from whet.providers.base import CompileEnv, MemoryUse, RunState, ShapeRange, Subgraph
+from whet.providers.cpu.batches import Batches
+from whet.providers.cpu.plan import Plan
 from whet.providers.cpu.profile import step_events
-from whet.providers.cpu.specialization import Plan, Specialization, compile_specialization
+from whet.providers.cpu.specialization import Specialization, compile_specialization
 from whet.providers.cpu.tuning import measured_choices, tune_program, usual_extents
 from whet.runtime import program as p
 from whet.runtime.addresses import data_address
@@ -243,6 +245,12 @@ class CpuExecutable:
     def _run(self, arrays: Sequence[Array], state: RunState | None) -> tuple[list[Array], tuple[DType, ...]]:
         specialization = self._only or self._specialization(arrays)
         symbols = tuple([arrays[i].shape[axis] for i, axis in specialization.sources])
+        batches = specialization.batches
+        if batches is not None:
+            single = batches.sample(symbols, specialization.blueprint, specialization.slots)
+            if single is not None:
+                samples = batches.samples(symbols)
+                return self._run_samples(specialization, batches, samples, single, arrays, state), specialization.dtypes
         context = self._take(specialization, symbols)
         if context.symbols != symbols or context.shapes != [a.shape for a in arrays]:
             self._prepare(context, specialization, symbols, arrays)
@@ -257,13 +265,44 @@ class CpuExecutable:
             outcome = self._watched(context, addresses, results, state)
         if outcome:
             try:
-                raise self._failure(context, outcome, state)
+                raise self._failure(context.plan, native, native.failed_status, outcome, state)
             finally:
                 self._free.append(context)
         for index in context.plan.open_outputs:
             outputs[index] = _exact(outputs[index], context, context.plan.blueprint.output_dims[index])
         self._free.append(context)
         return outputs, specialization.dtypes
+
+    def _run_samples(
+        self, specialization: Specialization, batches: Batches, samples: int, single: tuple[int, ...],
+        arrays: Sequence[Array], state: RunState | None,
+    ) -> list[Array]:  # fmt: skip
+        """A run of a batch, a sample at a time; `single` are the extents of one."""
+        batch = batches.take(single, self._threads)
+        firsts = batches.first(arrays, specialization.blueprint)
+        if batch is None or batch.shapes != [a.shape for a in firsts]:
+            batch = batches.new(specialization.plan(single), self._threads)
+            if batch.prepare(single) != p.DONE:
+                batch = batches.new(specialization.plan(single, exact=True), self._threads)
+                if batch.prepare(single) != p.DONE:
+                    raise _unfit(batch.plan, batch.native, single)
+            batch.bind(single, firsts, self._outputs(specialization, batch.plan, batch.native, firsts))
+        shapes = [((samples, *shape[1:]), dtype) for shape, dtype in batch.outputs]
+        self._check_sizes(specialization, shapes)
+        outputs = [result_array(shape, dtype) for shape, dtype in shapes]
+        addresses, results = [data_address(a) for a in arrays], [data_address(a) for a in outputs]
+        program = batch.plan.loaded.program
+        stamps = None if state is None or state.events is None else np.zeros((len(program.rows), 3), np.int64)
+        deadline = 0 if state is None or state.deadline is None else int(state.deadline * 1e9)
+        outcome = batch.run(samples, addresses, results, None if state is None else state.cancel, deadline, stamps)
+        if stamps is not None and state is not None and state.events is not None:
+            state.events.extend(step_events(batch.plan.blueprint, program, stamps, batch.native))
+        try:
+            if outcome:
+                raise self._failure(batch.plan, batch.failed, batch.failed_status, outcome, state)
+        finally:
+            batches.give_back(batch)
+        return outputs
 
     def _watched(self, context: Context, inputs: list[int], outputs: list[int], state: RunState) -> int:
         """A run that can be stopped or that is recorded."""
@@ -310,13 +349,14 @@ class CpuExecutable:
         programs = self.programs()
         weights = {id(w): w.array.nbytes for s in programs for w in s.blueprint.weights}
         libraries = {id(k.library): k.library.nbytes for s in programs for k in s.linked}
+        batches = [b for s in programs if s.batches is not None for b in s.batches.all()]
         with self._lock:
             contexts = list(self._contexts)
         return MemoryUse(
             weights=sum(weights.values()),
             shared_weights=sum(n for key, n in weights.items() if key in foreign),
-            arena=sum(c.native.arena.nbytes for c in contexts),
-            contexts=sum(c.native.nbytes for c in contexts),
+            arena=sum(c.native.arena.nbytes for c in contexts) + sum(b.arena_bytes for b in batches),
+            contexts=sum(c.native.nbytes for c in contexts) + sum(b.nbytes for b in batches),
             code=sum(libraries.values()),
             tables=sum(s.table_bytes for s in programs),
             specializations=len(programs),
@@ -337,9 +377,18 @@ class CpuExecutable:
             context.native.rebind(plan.loaded)
             context.plan = plan
             if context.native.prepare(symbols) != p.DONE:
-                raise _unfit(context, symbols)
-        plan, slots = context.plan, context.native.slots
-        extents = slots[plan.input_slots].tolist()
+                raise _unfit(context.plan, context.native, symbols)
+        outputs = self._outputs(specialization, context.plan, context.native, arrays)
+        self._check_sizes(specialization, outputs)
+        context.symbols = symbols
+        context.shapes = [a.shape for a in arrays]
+        context.outputs = outputs
+
+    def _outputs(
+        self, specialization: Specialization, plan: Plan, native: RunContext, arrays: Sequence[Array]
+    ) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and numpy type of each output of a context that is prepared for `arrays`, whose shapes are checked."""
+        extents = native.slots[plan.input_slots].tolist()
         at = 0
         for index, array in enumerate(arrays):
             expected = tuple(extents[at : at + array.ndim])
@@ -349,12 +398,17 @@ class CpuExecutable:
                     "an input's shape does not agree with the other inputs'",
                     value=specialization.form.input_names[index], found=array.shape, expected=expected,
                 )  # fmt: skip
-        extents, at = slots[plan.output_slots].tolist(), 0
+        extents, at = native.slots[plan.output_slots].tolist(), 0
         outputs: list[tuple[tuple[int, ...], np.dtype[Any]]] = []
         for index, element in enumerate(specialization.dtypes):
             rank = 1 if index in plan.open_outputs else len(plan.blueprint.output_dims[index])
             outputs.append((tuple(extents[at : at + rank]), element.numpy))
             at += rank
+        return outputs
+
+    def _check_sizes(
+        self, specialization: Specialization, outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
+    ) -> None:
         limit = self._env.limits.tensor_bytes
         for name, (shape, dtype) in zip(specialization.form.output_names, outputs, strict=True):
             if min(shape, default=0) < 0:
@@ -365,21 +419,16 @@ class CpuExecutable:
                     found=f"{math.prod(shape) * dtype.itemsize} bytes", expected=f"at most {limit} bytes",
                     hint="Raise Limits.tensor_bytes if this is meant.",
                 )  # fmt: skip
-        context.symbols = symbols
-        context.shapes = [a.shape for a in arrays]
-        context.outputs = outputs
 
-    def _failure(self, context: Context, outcome: int, state: RunState | None) -> Exception:
+    def _failure(self, plan: Plan, native: RunContext, status: int, outcome: int, state: RunState | None) -> Exception:
         if outcome in (p.CANCELLED, p.LATE):
             if state is not None:
                 state.check()
             return Terminated("the run was stopped")
         if outcome != p.KERNEL_FAILED:
             return Fail("the native executor refused a program", found=outcome)
-        program = context.plan.loaded.program
-        row = context.native.failed_row
-        node = program.nodes[int(program.rows[row, 5])]
-        status = context.native.failed_status
+        program = plan.loaded.program
+        node = program.nodes[int(program.rows[native.failed_row, 5])]
         code, element = status & ((1 << STATUS_CODE_BITS) - 1), status >> STATUS_CODE_BITS
         if code == INDEX_OUT_OF_BOUNDS:
             return InvalidArgument(
@@ -393,10 +442,10 @@ class CpuExecutable:
         return RuntimeException("a kernel failed", node=node, found=f"status {code} at {element}")
 
 
-def _unfit(context: Context, symbols: tuple[int, ...]) -> Exception:
+def _unfit(plan: Plan, native: RunContext, symbols: tuple[int, ...]) -> Exception:
     """Why a program does not take the extents that it was planned for."""
-    checks = context.plan.loaded.program.checks
-    if any(context.native.slot(int(slot)) < 0 for slot in checks[:, 0]):
+    checks = plan.loaded.program.checks
+    if any(native.slot(int(slot)) < 0 for slot in checks[:, 0]):
         return InvalidArgument("the inputs leave a value less than no elements", found=symbols)
     return Fail("a program does not fit the extents that it was planned for", found=symbols)
 

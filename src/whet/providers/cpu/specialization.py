@@ -5,70 +5,26 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from whet.codegen.cache import ObjectCache
 from whet.compiler.assemble import Blueprint
 from whet.compiler.compile import compile_graph
 from whet.compiler.link import Linked, Linker
 from whet.compiler.lowering import LowerEnv, dtype_of
-from whet.compiler.specialize import Extent, Specialized
-from whet.dtypes import DType
+from whet.compiler.samples import batch_symbol
+from whet.compiler.specialize import Specialized
 from whet.errors import ResourceExhausted
+from whet.graph import Graph
+from whet.providers.cpu.batches import Batches
+from whet.providers.cpu.plan import PLANS, Form, Plan
 from whet.runtime import program as p
 from whet.runtime.context import RunContext
 from whet.runtime.cores import core_budget
 from whet.runtime.loaded import LoadedProgram
 from whet.runtime.program import Table
 
-PLANS = 16
-"""Classes of extents that keep their memory plan, per specialization."""
-
 _linker = Linker(ObjectCache(), workers=core_budget())
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a specialization takes and gives."""
-
-    sources: tuple[Extent, ...]
-    """Where a run finds each symbol's number: an input and one of its axes."""
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    dtypes: tuple[DType, ...]
-    """Of the outputs."""
-
-
-@dataclass(slots=True, eq=False)
-class Plan:
-    """A loaded program for a class of extents."""
-
-    loaded: LoadedProgram
-    blueprint: Blueprint
-    open_outputs: tuple[int, ...]
-    """The outputs whose extents are known after a run only."""
-    input_slots: Table
-    """The slots of all inputs' extents, one behind the other."""
-    output_slots: Table
-    """The same of all outputs; of an open one, the slot of its most elements alone."""
-
-    @classmethod
-    def of(cls, loaded: LoadedProgram, blueprint: Blueprint) -> Plan:
-        """What runs of a laid-out program need at hand."""
-        outputs = (
-            dims if bound is None else (bound,)
-            for dims, bound in zip(blueprint.output_dims, blueprint.output_bounds, strict=True)
-        )
-        return cls(
-            loaded,
-            blueprint,
-            blueprint.open_outputs,
-            np.array([slot for dims in blueprint.input_dims for slot in dims], np.int64),
-            np.array([slot for dims in outputs for slot in dims], np.int64),
-        )
 
 
 class Specialization:
@@ -85,11 +41,15 @@ class Specialization:
         self._prepared: list[tuple[tuple[int, ...], tuple[int, ...], Plan]] = []
         """(least, most, plan) of the ranges that were asked for."""
         self._weights = [int(w.array.ctypes.data) for w in blueprint.weights]
+        self.batches = None if form.batch is None else Batches(form.batch)
+        """Set where a batch may be run a sample at a time."""
         self._measure = None if blueprint.is_static else self._load(blueprint.program)
         self.static_plan = self._make((), ()) if blueprint.is_static else None
 
     def _load(self, program: p.Program) -> LoadedProgram:
-        return LoadedProgram(program, [k.address for k in self.linked], self._weights, self)
+        # Code and weights themselves, not this object: it holds its programs, and a circle outlives its last holder.
+        keep = (self.linked, self.blueprint.weights)
+        return LoadedProgram(program, [k.address for k in self.linked], self._weights, keep)
 
     def _make(self, least: tuple[int, ...], most: tuple[int, ...]) -> Plan:
         if self.blueprint.wraps(list(zip(least, most, strict=True))):
@@ -98,10 +58,15 @@ class Specialization:
         if self._measure is None:
             slots: Any = self.blueprint.program.slots
         else:
-            context = RunContext(self._measure, 1)
-            context.prepare(most)
-            slots = context.slots
+            slots = self.slots(most)
         return Plan.of(self._load(self.blueprint.lay_out(slots)), self.blueprint)
+
+    def slots(self, symbols: tuple[int, ...]) -> Table:
+        """The slots of a run of these extents."""
+        assert self._measure is not None
+        context = RunContext(self._measure, 1)
+        context.prepare(symbols)
+        return context.slots
 
     def prepare(self, least: tuple[int, ...], most: tuple[int, ...]) -> Plan:
         """The plan for all extents from `least` to `most`, which stays for good."""
@@ -162,5 +127,11 @@ def compile_specialization(specialized: Specialized, env: LowerEnv) -> Specializ
         tuple(v.name for v in graph.inputs),
         tuple(v.name for v in graph.outputs),
         tuple(dtype_of(v) for v in graph.outputs),
+        batch_symbol(specialized) if not blueprint.open_outputs and _whole_bytes(graph) else None,
     )
     return Specialization(blueprint, linked, form)
+
+
+def _whole_bytes(graph: Graph) -> bool:
+    """Whether each sample of every input and result starts at a byte of its own."""
+    return all(dtype_of(v).bits % 8 == 0 for v in (*graph.inputs, *graph.outputs))

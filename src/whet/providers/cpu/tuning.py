@@ -20,7 +20,8 @@ from whet.dtypes import BOOL, DType
 from whet.errors import Fail, WhetError
 from whet.graph.dims import Known
 from whet.providers.base import ShapeRange
-from whet.providers.cpu.specialization import Plan, Specialization, compile_specialization
+from whet.providers.cpu.plan import Plan
+from whet.providers.cpu.specialization import Specialization, compile_specialization
 from whet.runtime import program as p
 from whet.runtime.addresses import data_address
 from whet.runtime.context import RunContext
@@ -173,14 +174,15 @@ class _Variant:
 
     def _stop_after(self, rows: int) -> None:
         """Run the first rows only, where rows follow one after the other."""
-        program: Program = self._plan.loaded.program
+        whole = self._plan.loaded
+        program: Program = whole.program
         straight = bool(np.isin(program.rows[1:, 0], (p.KERNEL,)).all())
         wanted = rows if straight else len(program.rows)
         if wanted == self._rows:
             return
         self._rows = wanted
         shorter = replace(program, rows=program.rows[:wanted])
-        loaded = LoadedProgram(shorter, self._plan.loaded.kernels.tolist(), self._plan.loaded.weights.tolist(), self)
+        loaded = LoadedProgram(shorter, whole.kernels.tolist(), whole.weights.tolist(), whole)
         self._context.rebind(loaded)
         if self._context.prepare(self._symbols) != p.DONE:
             raise Fail("a program does not fit the extents that it is to be tuned for", found=self._symbols)
