@@ -386,6 +386,31 @@ def test_elements_of_a_table_in_registers() -> None:
     np.testing.assert_array_equal(found, table[places & 31])
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, INT32, INT64], ids=str)
+def test_permutation_at_run_time(target: Target, dtype: DType) -> None:
+    lanes, kind = target.lanes(dtype), INT32 if dtype.bits == 32 else INT64
+    x = RNG.integers(-(2**31), 2**31, lanes).astype(dtype.numpy)
+    places = RNG.integers(0, lanes, lanes).astype(kind.numpy)
+    found = np.zeros(lanes, dtype.numpy)
+    module = lang.Module(target)
+    with module.function("permute") as k:
+        values, numbers = k.pointer("x", dtype).load(0, lanes), k.pointer("places", kind).load(0, lanes)
+        k.pointer("found", dtype).store(lang.permute(values, numbers))
+    run(module, [Call("permute", [x, places, found])])
+    np.testing.assert_array_equal(found, x[places])
+
+
+def test_permutations_of_other_shapes_are_refused() -> None:
+    module = lang.Module(AVX512_VNNI)
+    with module.function("f") as k:
+        x = k.pointer("x", FLOAT32)
+        places = k.pointer("places", INT32)
+        for values, numbers in ((x.load(0, 8), places.load(0, 8)), (x.load(0, 16), places.load(0, 8))):
+            with pytest.raises(lang.LanguageError, match="no such permutation"):
+                lang.permute(values, numbers)
+
+
 def test_int64_constants_keep_all_bits() -> None:
     module = lang.Module(AVX512_VNNI)
     with module.function("f") as k:

@@ -56,6 +56,10 @@ def random_conv(rng: np.random.Generator, tactic: str, number: int) -> tuple[byt
     if tactic == "depthwise":
         channels = outputs = group = channels + 1
         attributes |= {"group": group, "strides": [1 + number % 2, 1]}
+    elif tactic == "grouped":
+        group = 2 + number
+        channels, outputs = (channels % (3, 9, 33)[number % 3] + 1) * group, (outputs % (9, 3)[number % 2] + 1) * group
+        attributes |= {"group": group, "strides": [1, 1 + number % 2]}
     elif tactic.endswith("stride2"):
         attributes |= {"strides": [2, 2]}
     elif tactic in ("direct", "im2col", "padded"):
@@ -137,6 +141,7 @@ def test_refused_tactics_say_why() -> None:
         ("winograd2", {"dilations": [2, 2]}, "strides or dilations"),
         ("pointwise", {}, "not 1x1"),
         ("depthwise", {}, "more than one channel"),
+        ("grouped", {}, "one group"),
         ("winograd4-stride2", {}, "strides other than 2"),
         ("winograd-line8", {}, "not along one axis"),
     ):
@@ -171,7 +176,10 @@ def test_choice() -> None:
     assert chosen(geometry(256, 256, 1)) == "direct"
     assert chosen(geometry(64, 64, 56, element=INT32)) == "direct"
     assert chosen(geometry(64, 64, 56, constant=False)) == "direct"
-    assert chosen(geometry(32, 32, 56, groups=2)) == "direct"
+    assert chosen(geometry(32, 32, 56, groups=2)) == "grouped"
+    assert chosen(geometry(8, 8, 28, groups=13)) == "grouped"
+    assert chosen(geometry(16, 16, 7, groups=48, window=Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1)))) == "grouped"
+    assert chosen(geometry(128, 128, 28, groups=2)) == "direct"
     assert chosen(geometry(1, 1, 56, groups=64)) == "depthwise"
     pointwise = Window((1, 1), (1, 1), (1, 1), (0, 0, 0, 0))
     assert chosen(geometry(64, 64, 56, window=pointwise)) == "pointwise"

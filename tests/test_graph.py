@@ -370,7 +370,7 @@ def broken_output(model: Model, nodes: list[Node]) -> None:
 
 
 def broken_owner(model: Model, nodes: list[Node]) -> None:
-    nodes[2].graph = Graph("other")
+    nodes[2]._owner = None
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_depthwise(target: Target, known: bool) -> None:
         spec = Depthwise(
             taps, channels, columns=columns, pixels=4 - number % 2, rows=2 + number % 2, vectors=1 + number % 3,
             epilogue=epilogue, lines=1 + number // 2 % 3, out_rows=extents[0] if known and number % 3 else None,
-            pixel_stride=channels + 1 if number % 5 < 3 else None, totals=number % 2 == 1,
+            pixel_stride=channels + 1 if number % 5 < 3 else None, totals=number % 2 == 1, by_channels=number % 4 > 1,
         )  # fmt: skip
         words: dict[str, Any] = {
             "x": whole, "w": pack_depthwise_weights(weights, target.lanes(spec.dtype)), "c": output, "in0": image[0],

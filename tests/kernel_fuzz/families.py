@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import chains, folds, indexing, layers, moves, norms, pointwise, products, products_more
+from . import chains, folds, indexing, layers, moves, norms, pointwise, products, products_more, short
 from .call import Family
 
 FAMILIES: tuple[Family, ...] = (
     Family("pointwise", pointwise.pointwise_spec, pointwise.pointwise_call, weight=4),
+    Family("short rows", short.rows_spec, short.rows_call),
     Family("copy", moves.copy_spec, moves.copy_call, weight=3),
     Family("fill", moves.fill_spec, moves.fill_call, weight=0.25),
     Family("periodic", moves.periodic_spec, moves.periodic_call),
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("reduce", folds.reduce_spec, folds.reduce_call, weight=4),
     Family("arg reduce", folds.arg_spec, folds.arg_call, weight=2),
     Family("softmax", folds.softmax_spec, folds.softmax_call, weight=2),
+    Family("softmax short", short.softmax_spec, short.softmax_call),
     Family("scan", folds.scan_spec, folds.scan_call),
     Family("top k", folds.topk_spec, folds.topk_call),
     Family("check", folds.check_spec, folds.check_call, weight=0.25),
@@ -48,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("im2col", products.im2col_spec, products.conv_call, weight=3, cost=2),
     Family("padded", products.padded_spec, products.conv_call, weight=3, cost=2),
     Family("depthwise", products.depthwise_spec, products.depthwise_call, weight=2),
+    Family("grouped", products.grouped_spec, products.grouped_call, weight=2, cost=2),
     Family("chain", chains.chain_spec, chains.chain_call, weight=2, cost=3),
     Family("winograd", products_more.winograd_spec, products_more.winograd_call, weight=2, cost=3),
     Family("scale panels", products_more.scale_spec, products_more.scale_call, weight=0.5),

@@ -15,6 +15,7 @@ from whet.kernels.conv_padded import ConvPadded
 from whet.kernels.depthwise import Depthwise, pack_depthwise_weights
 from whet.kernels.expression import Step, Tape
 from whet.kernels.gemm import Gemm, PackB, pack_b
+from whet.kernels.grouped import Grouped, pack_grouped_weights
 from whet.kernels.im2col import ConvIm2col
 from whet.kernels.tile import Epilogue, OperandKind
 
@@ -371,13 +372,44 @@ def depthwise_spec(draw: Draw, target: Target) -> Depthwise:
         window, channels, dtype, (image[1], extents[1]) if draw.chance(0.4) else None, draw.integer(1, 7),
         draw.integer(1, 4), draw.integer(1, 4), epilogue(draw, dtype, False), draw.integer(1, 3),
         extents[0] if draw.chance(0.4) else None, channels + draw.one((0, 0, 3)) if draw.chance(0.5) else None,
-        draw.chance(0.3),
+        draw.chance(0.3), draw.chance(0.4),
     )  # fmt: skip
 
 
 def depthwise_call(draw: Draw, spec: Depthwise, target: Target) -> Call:
-    window, dtype, channels = spec.window, spec.dtype, spec.channels
-    image = _image(draw, window, draw.one((9, 100)))
+    weights = draw.values(spec.dtype, (spec.channels, 1, *spec.window.kernel))
+    packed = pack_depthwise_weights(weights, target.lanes(spec.dtype))
+    return _strips_call(draw, spec, target, spec.channels, spec.channels, weights, packed)
+
+
+def grouped_spec(draw: Draw, target: Target) -> Grouped:
+    window = _window(draw, 2)
+    dtype, channels = draw.one(TYPES), draw.one((1, 2, 3, 4, 5, 8, 8, 16, 16, 20))
+    outputs = channels if draw.chance(0.5) else draw.one((1, 2, 3, 4, 7, 8, 12, 16, 24))
+    groups = draw.integer(1, max(2, 70 // max(channels, outputs)))
+    image = _image(draw, window, 60)
+    extents = window.extents(image)
+    return Grouped(
+        window, groups, channels, outputs, dtype, (image[1], extents[1]) if draw.chance(0.4) else None,
+        draw.integer(1, 7), draw.integer(1, 4), draw.integer(1, 4), epilogue(draw, dtype, False), draw.integer(1, 3),
+        extents[0] if draw.chance(0.4) else None,
+        groups * channels + draw.one((0, 0, 3)) if draw.chance(0.5) else None, draw.chance(0.3), draw.chance(0.5),
+    )  # fmt: skip
+
+
+def grouped_call(draw: Draw, spec: Grouped, target: Target) -> Call:
+    outputs = spec.groups * spec.outputs
+    weights = draw.values(spec.dtype, (outputs, spec.channels, *spec.window.kernel))
+    packed = pack_grouped_weights(weights, spec.groups, target.lanes(spec.dtype))
+    return _strips_call(draw, spec, target, spec.groups * spec.channels, outputs, weights, packed)
+
+
+def _strips_call(
+    draw: Draw, spec: Depthwise | Grouped, target: Target, channels: int, outputs: int, weights: Array, packed: Array
+) -> Call:  # fmt: skip
+    """A call of a kernel that works through an image in strips, on an image of so many channels."""
+    window, dtype = spec.window, spec.dtype
+    image = _image(draw, window, draw.one((9, 100 if isinstance(spec, Depthwise) else 60)))
     if spec.columns is not None:
         image = (image[0], spec.columns[0])
     if spec.out_rows is not None:
@@ -389,7 +421,6 @@ def depthwise_call(draw: Draw, spec: Depthwise, target: Target) -> Call:
     extents = window.extents(image)
     images = draw.extent(2)
     values = draw.values(dtype, (images, *image, channels))
-    weights = draw.values(dtype, (channels, 1, *window.kernel))
     strides = draw.strides(values.shape, 3)
     if spec.pixel_stride is not None:
         row = spec.pixel_stride * image[1] + draw.one((0, 0, 5))
@@ -399,12 +430,15 @@ def depthwise_call(draw: Draw, spec: Depthwise, target: Target) -> Call:
     words |= {} if spec.pixel_stride is not None else {"x_s1": strides[2]}
     words |= {} if spec.out_rows is not None else {"out0": extents[0]}
     words |= {} if spec.columns is not None else {"in1": image[1], "out1": extents[1]}
-    words["w"] = given(dtype, pack_depthwise_weights(weights, target.lanes(dtype)), align=64)
-    y = _by_channel(values, weights, window, extents)
-    result, error = finish_words(draw, spec.epilogue, dtype, y, window.taps, words)
+    words["w"] = given(dtype, packed, align=64)
+    if isinstance(spec, Depthwise):
+        y = _by_channel(values, weights, window, extents)
+    else:
+        y = convolved(values, weights, window, spec.groups, extents)
+    result, error = finish_words(draw, spec.epilogue, dtype, y, window.taps * weights.shape[1], words)
     if spec.totals:
         sums = np.stack([result[:, r : r + spec.rows].sum((1, 2)) for r in range(0, extents[0], spec.rows)], 1)
-        strides = (sums.shape[1] * channels + draw.one((0, 3)), channels, 1)
+        strides = (sums.shape[1] * outputs + draw.one((0, 3)), outputs, 1)
         bound = 2 * spec.rows * extents[1] * error
         totals = made(dtype, sums.shape, strides, sums, 0, bound)
         words |= {"totals": totals, "totals_n": strides[0]}

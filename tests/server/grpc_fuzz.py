@@ -1,29 +1,40 @@
 """Random and mutated requests for the gRPC server: it may refuse them, and must not fail, crash or hang.
 
-usage: python -m tests.server.grpc_fuzz ADDRESS [SECONDS] [SEED]
-The server is one that serves `tests.server.grpc_models.make_repository` with the administrative calls closed.
+usage: python -m tests.server.grpc_fuzz [--seconds 600] [--seed 0]
+Starts a server of `tests.server.grpc_models.make_repository` with the administrative calls closed. Between the wrong
+requests there are right ones, whose answers are checked, and the server has to stay ready and as small as it was.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import random
-import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
+import psutil
 
 from whet.server.protocol.messages import message, service_methods
 
 SERVICE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
 CALL_S = 10.0
+CHECK_EVERY = 40
+"""Calls between two checks of right requests."""
+GROWTH_BYTES = 64 << 20
+"""What the server's memory may grow by after the first tenth of a run."""
 
 # What a server answers to a request that is wrong. The others are faults of the server.
 ALLOWED = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "PERMISSION_DENIED"}
+UNAVAILABLE = "does not serve"
+"""Part of what is said of the model that is broken."""
 EXPECTED_WITH_DEADLINES = {"DEADLINE_EXCEEDED", "CANCELLED"}
 
 NAMES = (
@@ -31,6 +42,7 @@ NAMES = (
     "echo",
     "plain",
     "scores",
+    "broken",
     "x",
     "y",
     "in_BOOL",
@@ -161,7 +173,10 @@ def fuzz(address: str, seconds: float, seed: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     end = time.monotonic() + seconds
     with grpc.insecure_channel(address) as channel:
+        right = Right(channel, seed)
         while time.monotonic() < end:
+            if counts.total() % CHECK_EVERY == 0:
+                right.check()
             path, request, answer, streams = fuzzer.random.choice(infer if fuzzer.random.random() < 0.7 else methods)
             contents = [fuzzer.content(request) for _ in range(fuzzer.random.randrange(1, 8) if streams else 1)]
             code, details = _call(channel, path, contents, answer, streams)
@@ -169,6 +184,9 @@ def fuzz(address: str, seconds: float, seed: int) -> Counter[str]:
             if code in EXPECTED_WITH_DEADLINES:
                 # A `timeout` of microseconds in the request may pass; the client's own of ten seconds may not.
                 assert b"timeout" in contents[0], (seed, path, contents, details)
+            elif code == "UNAVAILABLE":
+                assert UNAVAILABLE in details, (seed, path, contents, details)
+                assert b"broken" in contents[0], (seed, path, contents, details)
             else:
                 assert code in ALLOWED, (seed, path, contents, code, details)
     return counts
@@ -193,6 +211,82 @@ def _stream(channel: grpc.Channel, path: str, contents: list[bytes], answer: Any
     return call(iter(contents), timeout=CALL_S)  # type: ignore[no-any-return]
 
 
+class Right:
+    """Right requests, of few forms and with random elements: each answer must be its own."""
+
+    def __init__(self, channel: grpc.Channel, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        request, answer = message("inference.ModelInferRequest"), message("inference.ModelInferResponse")
+        self._infer = channel.unary_unary(f"/{SERVICE}/ModelInfer", request.SerializeToString, answer.FromString)
+        self._stream = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request.SerializeToString,
+            message("inference.ModelStreamInferResponse").FromString,
+        )
+        ready = message("inference.ServerReadyResponse")
+        self._ready = channel.unary_unary(f"/{SERVICE}/ServerReady", response_deserializer=ready.FromString)
+
+    def check(self) -> None:
+        """One of each; a wrong answer, or none, is an AssertionError or an RpcError."""
+        assert self._ready(b"", timeout=CALL_S).ready
+        for raw in (True, False):
+            request, x = self._scale(raw)
+            self._same(self._infer(request, timeout=CALL_S), x)
+        made = [self._scale(True) for _ in range(3)]
+        answers = list(self._stream(iter([r for r, _ in made]), timeout=CALL_S))
+        for one, (_, x) in zip(answers, made, strict=True):
+            assert not one.error_message, one
+            self._same(one.infer_response, x)
+        request = message("inference.ModelInferRequest")(model_name="slow")
+        request.inputs.add(name="steps", datatype="INT64", shape=[1])
+        request.raw_input_contents.append((1 << 40).to_bytes(8, "little"))
+        late = self._infer.future(request, timeout=0.02)
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED, late.code()
+
+    def _scale(self, raw: bool) -> tuple[Any, Any]:
+        x = self._rng.standard_normal((int(self._rng.integers(1, 4)), 4), np.float32)
+        request = message("inference.ModelInferRequest")(model_name="scale")
+        given = request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+        if raw:
+            request.raw_input_contents.append(x.tobytes())
+        else:
+            given.contents.fp32_contents.extend(x.reshape(-1).tolist())
+        return request, x
+
+    def _same(self, answer: Any, x: Any) -> None:
+        (output,) = answer.outputs
+        assert (output.name, list(output.shape)) == ("y", list(x.shape)), answer
+        y = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(x.shape)
+        np.testing.assert_array_equal(y, 2 * x + 1)
+
+
+def long_run(seconds: float, seed: int) -> None:
+    """Fuzz a server of its own, one seed after the other; print what was answered and how the server's memory went."""
+    from tests.server.grpc_models import make_repository
+    from tests.server.options_server import OptionsServer
+
+    total: Counter[str] = Counter()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        OptionsServer(make_repository(Path(folder) / "models"), strict_readiness=False) as server,
+    ):
+        assert server.process is not None
+        process = psutil.Process(server.process.pid)
+        total += fuzz(server.grpc, seconds / 10, seed)
+        before = process.memory_info().rss
+        end = time.monotonic() + seconds * 0.9
+        while time.monotonic() < end:
+            seed += 1
+            total += fuzz(server.grpc, min(30, max(1, end - time.monotonic())), seed)
+            grown = process.memory_info().rss - before
+            print(f"{total.total():9,} calls  {grown / 1e6:+7.1f} MB  {dict(total)}", flush=True)
+            assert grown < GROWTH_BYTES, grown
+        assert "Traceback" not in server.log, server.log
+
+
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    print(fuzz(given[0], float(given[1]) if len(given) > 1 else 60, int(given[2]) if len(given) > 2 else 0))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    long_run(given.seconds, given.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,16 @@ def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -
     return rng.integers(info.min, info.max, shape, dtype=kind, endpoint=True)
 
 
-def make_repository(folder: Path) -> Path:
-    """`scale` (2x + 1), `echo` (every type), `plain` (types with fields), `scores` (labels), `slow`, and `broken`."""
+def make_repository(folder: Path, only: Collection[str] = ()) -> Path:
+    """`scale` (2x + 1), `echo` (every type), `plain` (types with fields), `scores` (labels), `slow`, and `broken`.
+
+    `only`: those of them that are single files and to be there; without it all are.
+    """
     folder.mkdir()
+    if only:
+        for name in only:
+            _save(folder / f"{name}.onnx", {"scale": lambda: _scale(2.0), "slow": _slow}[name]())
+        return folder
     _save(folder / "scale.onnx", _scale(2.0))
     _save(folder / "echo.onnx", _echo([(n, t) for n, t, _ in TYPES]))
     _save(folder / "plain.onnx", _echo([(n, t) for n, t, _ in TYPES if n not in RAW_ONLY]))

@@ -6,14 +6,14 @@ import asyncio
 import json
 import queue
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from tests.server.grpc_models import TYPES, make_repository, save_scale
+from tests.server.conftest import ADMIN_TOKEN
+from tests.server.grpc_models import TYPES, save_scale
 from tests.server.options_server import OptionsServer
 from whet.server.data_plane import EXTENSIONS
 from whet.server.protocol.messages import message
@@ -23,15 +23,12 @@ triton = pytest.importorskip("tritonclient.grpc")
 aio = pytest.importorskip("tritonclient.grpc.aio")
 utils = pytest.importorskip("tritonclient.utils")
 
-TOKEN = "s3cret"
-BEARER = {"authorization": f"Bearer {TOKEN}"}
+BEARER = {"authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptionsServer]:
-    folder = make_repository(tmp_path_factory.mktemp("calls") / "models")
-    with OptionsServer(folder, admin=True, admin_token=TOKEN, strict_readiness=False) as running:
-        yield running
+def server(grpc_server: OptionsServer) -> OptionsServer:
+    return grpc_server
 
 
 @pytest.fixture(scope="module")
@@ -334,14 +331,3 @@ def test_health_service(server: OptionsServer) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             next(watch(request()))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_administration_on_the_main_port(tmp_path: Path) -> None:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    save_scale(folder / "scale.onnx", 2.0)
-    with OptionsServer(folder, admin_on_main_port=True) as server, triton.InferenceServerClient(server.grpc) as client:
-        client.unload_model("scale")
-        assert not client.is_model_ready("scale")
-        client.load_model("scale")
-        assert client.is_model_ready("scale")

@@ -12,7 +12,8 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.server.grpc_models import RAW_ONLY, TYPES, make_repository, random_tensor
+from tests.server.conftest import BODY_BYTES
+from tests.server.grpc_models import RAW_ONLY, TYPES, random_tensor
 from tests.server.options_server import OptionsServer
 from whet.server.protocol.messages import message
 
@@ -24,14 +25,11 @@ Response = message("inference.ModelInferResponse")
 StreamResponse = message("inference.ModelStreamInferResponse")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
-BODY_BYTES = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptionsServer]:
-    folder = make_repository(tmp_path_factory.mktemp("infer") / "models")
-    with OptionsServer(folder, strict_readiness=False, body_bytes=BODY_BYTES) as running:
-        yield running
+def server(grpc_server: OptionsServer) -> OptionsServer:
+    return grpc_server
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +332,7 @@ def test_a_cancelled_stream_ends_its_runs(channel: grpc.Channel) -> None:
 def test_a_message_over_the_limit(channel: grpc.Channel) -> None:
     for content, compression in (
         (bytes(BODY_BYTES + 1), grpc.Compression.NoCompression),
-        (bytes(300 * BODY_BYTES), grpc.Compression.Gzip),
+        (bytes(60 * BODY_BYTES), grpc.Compression.Gzip),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(INFER)(content, timeout=20, compression=compression)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import shutil
 import signal
 import socket
 import struct
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.server.certificates import make_certificates
 from tests.server.grpc_models import make_repository, save_scale
 from tests.server.options_server import OptionsServer
 from tests.server.running import free_port
@@ -45,23 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`ca.crt`; `server` and `client`, signed by it; `stranger`, signed by itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("certificates are made with the program openssl")
-    folder = tmp_path_factory.mktemp("certificates")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    for name in ("ca", "stranger"):
-        openssl("req", "-x509", *key, "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}")
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    for name in ("server", "client"):
-        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-                "-out", f"{name}.crt", "-extfile", "names")  # fmt: skip
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 def scale_input(x: np.ndarray) -> list[Any]:
@@ -101,11 +84,15 @@ def wait_for_tls(server: OptionsServer, **files: str) -> Any:
     raise AssertionError(server.log)
 
 
-def test_tls(models: Path, certificates: Path) -> None:
-    server = tls_server(models, certificates)
+def test_tls_and_administration_on_the_main_port(models: Path, certificates: Path) -> None:
+    server = tls_server(models, certificates, admin_on_main_port=True)
     server._wait = False
     with server:
         with wait_for_tls(server, root_certificates=str(certificates / "ca.crt")) as client:
+            check_answer(client)
+            client.unload_model("scale")
+            assert not client.is_model_ready("scale")
+            client.load_model("scale")
             check_answer(client)
         for wrong in (
             triton.InferenceServerClient(server.grpc),
@@ -166,22 +153,22 @@ def test_a_port_that_is_taken(models: Path) -> None:
     make(ServerOptions(models), free_port())
 
 
-def test_metadata_over_the_limit_and_pings_without_end(models: Path) -> None:
+def test_metadata_over_the_limit_and_pings_without_end(grpc_server: OptionsServer) -> None:
     """One connection sends metadata that is too large, one only pings: the server refuses them and serves others."""
-    with OptionsServer(models) as server:
-        with triton.InferenceServerClient(server.grpc) as client, pytest.raises(utils.InferenceServerException):
-            client.is_server_live(headers={"large": "a" * 100_000}, client_timeout=5)
-        with socket.create_connection(("127.0.0.1", server.grpc_port), timeout=10) as raw:
-            raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4))
-            # All at once: were some still on their way when the server closes, its last words would be lost.
-            raw.sendall(b"".join(frame(6, struct.pack("!Q", number)) for number in range(20)))
-            received = b""
-            with contextlib.suppress(ConnectionError):
-                while part := raw.recv(65536):
-                    received += part
-            assert b"too_many_pings" in received
-        with triton.InferenceServerClient(server.grpc) as client:
-            check_answer(client)
+    server = grpc_server
+    with triton.InferenceServerClient(server.grpc) as client, pytest.raises(utils.InferenceServerException):
+        client.is_server_live(headers={"large": "a" * 100_000}, client_timeout=5)
+    with socket.create_connection(("127.0.0.1", server.grpc_port), timeout=10) as raw:
+        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4))
+        # All at once: were some still on their way when the server closes, its last words would be lost.
+        raw.sendall(b"".join(frame(6, struct.pack("!Q", number)) for number in range(20)))
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while part := raw.recv(65536):
+                received += part
+        assert b"too_many_pings" in received
+    with triton.InferenceServerClient(server.grpc) as client:
+        check_answer(client)
 
 
 def frame(kind: int, payload: bytes = b"") -> bytes:
@@ -190,8 +177,8 @@ def frame(kind: int, payload: bytes = b"") -> bytes:
 
 
 def test_a_stop_answers_what_was_read_and_ends_idle_streams(tmp_path: Path) -> None:
-    folder = make_repository(tmp_path / "models")
-    server = OptionsServer(folder, strict_readiness=False, drain_s=20)
+    folder = make_repository(tmp_path / "models", ("scale", "slow"))
+    server = OptionsServer(folder, drain_s=20)
     with server, grpc.insecure_channel(server.grpc) as channel:
         requests: queue.Queue[Any] = queue.Queue()
         stream = channel.stream_stream(STREAM, Request.SerializeToString, StreamResponse.FromString)

@@ -1,19 +1,16 @@
-"""Every call of `tritonclient.http`, statuses, administrative calls and bad requests, against one server."""
+"""HTTP without and with `tritonclient.http`: reading, inference in both forms, administration, methods, ports."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.server.http_requests import INFER, ask
 from tests.server.options_server import OptionsServer
 from tests.server.running import free_port
 from tests.server.test_thin_path import save_scale_model
@@ -22,7 +19,6 @@ http = pytest.importorskip("tritonclient.http")
 utils = pytest.importorskip("tritonclient.utils")
 
 TOKEN = "a-token"
-INFER = "/v2/models/scale/infer"
 
 
 class Served:
@@ -43,24 +39,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with OptionsServer(folder, **options) as running:
         running.http_port = port
         yield Served(running, admin)
-
-
-def ask(port: int, method: str, path: str, body: bytes = b"", *headers: str) -> tuple[int, dict[str, str], bytes]:
-    """One request over a raw socket: status, headers, body."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", *headers]
-    if body and not any(h.lower().startswith(("content-length", "transfer-encoding")) for h in headers):
-        lines.append(f"Content-Length: {len(body)}")
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    head, _, content = answer.partition(b"\r\n\r\n")
-    status, *rest = head.decode().split("\r\n")
-    return int(status.split()[1]), dict(line.lower().split(": ", 1) for line in rest), content
-
-
-def infer_body(**changes: Any) -> bytes:
-    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0, 1, 2, -3], **changes}
-    return json.dumps({"inputs": [tensor]}).encode()
 
 
 def test_tritonclient_reads_everything(served: Served) -> None:
@@ -127,62 +105,12 @@ def test_pages_of_other_sites_change_nothing(served: Served, headers: tuple[str,
     assert ask(served.admin, "POST", path, b"{}", token, *headers)[0] == 403
 
 
-STATUSES: list[tuple[str, str, str, bytes, tuple[str, ...], int]] = [
-    ("no such address", "GET", "/nothing", b"", (), 404),
-    ("no such model", "POST", "/v2/models/no/infer", infer_body(), (), 404),
-    ("version -1", "POST", "/v2/models/scale/versions/-1/infer", infer_body(), (), 404),
-    ("version 2^64", "POST", f"/v2/models/scale/versions/{1 << 64}/infer", infer_body(), (), 404),
-    ("name with ..", "GET", "/v2/models/..%2f..%2fetc/ready", b"", (), 404),
-    ("name with NUL", "GET", "/v2/models/a%00b", b"", (), 404),
-    ("name of 10 kB", "GET", "/v2/models/" + "a" * 10_000, b"", (), 404),
-    ("wrong method", "DELETE", "/v2", b"", (), 405),
-    ("infer by GET", "GET", INFER, b"", (), 405),
-    ("body over the limit", "POST", INFER, b"x" * 100_001, (), 413),
-    ("gzip bomb", "POST", INFER, gzip.compress(b" " * 50_000_000), ("Content-Encoding: gzip",), 413),
-    ("damaged gzip", "POST", INFER, b"nothing", ("Content-Encoding: gzip",), 400),
-    ("unknown encoding", "POST", INFER, b"{}", ("Content-Encoding: br",), 415),
-    ("slow body", "POST", INFER, b"{", ("Content-Length: 10",), 408),
-    ("negative Content-Length", "POST", INFER, b"{}", ("Content-Length: -1",), 400),
-    ("header length past the end", "POST", INFER, b"{}", ("Inference-Header-Content-Length: 3",), 400),
-    ("header length negative", "POST", INFER, b"{}", ("Inference-Header-Content-Length: -1",), 400),
-    ("depth 101", "POST", INFER, b'{"inputs":' + b"[" * 100 + b"]" * 100 + b"}", (), 400),
-    ("NaN", "POST", INFER, infer_body(data=[0, 1, 2, float("nan")]), (), 400),
-    ("1e400", "POST", INFER, infer_body().replace(b"-3", b"1e400"), (), 400),
-    ("int over int64", "POST", INFER, infer_body(shape=[1, 1 << 64]), (), 400),
-    ("lone surrogate", "POST", INFER, infer_body(name="\ud800"), (), 400),
-    ("count and shape", "POST", INFER, infer_body(data=[1, 2, 3]), (), 400),
-    ("shape overflow", "POST", INFER, infer_body(shape=[1 << 40, 1 << 40]), (), 413),
-    ("negative dims", "POST", INFER, infer_body(shape=[-1, 4]), (), 400),
-    ("ragged lists", "POST", INFER, infer_body(data=[[1, 2, 3], [4]]), (), 400),
-    ("string for number", "POST", INFER, infer_body(data=["1", 1, 2, 3]), (), 400),
-    ("unknown datatype", "POST", INFER, infer_body(datatype="FP31"), (), 400),
-    ("shared memory", "GET", "/v2/systemsharedmemory/status", b"", (), 501),
-    ("generate", "POST", "/v2/models/scale/generate", b"{}", (), 501),
-]
-
-
-@pytest.mark.parametrize("case", STATUSES, ids=[c[0] for c in STATUSES])
-def test_status(served: Served, case: tuple[str, str, str, bytes, tuple[str, ...], int]) -> None:
-    _, method, path, body, headers, expected = case
-    status, _, content = ask(served.port, method, path, body, *headers)
-    assert status == expected, content
-    if content:
-        assert json.loads(content)["error"]
-    assert served.client.is_server_ready()
-
-
 def test_options_head_and_allow(served: Served) -> None:
     assert ask(served.port, "OPTIONS", "/v2")[1]["allow"] == "get, head, options"
     assert ask(served.port, "PUT", INFER)[1]["allow"] == "post, options"
     status, headers, content = ask(served.port, "HEAD", "/v2")
     assert (status, content) == (200, b"")
     assert int(headers["content-length"]) > 10
-
-
-def test_the_openapi_document_names_every_route(served: Served) -> None:
-    document = json.loads(ask(served.port, "GET", "/openapi.json")[2])
-    assert document["openapi"] == "3.1.0"
-    assert "post" in document["paths"]["/v2/models/{model}/infer"]
 
 
 def test_a_port_that_is_taken_is_an_error(served: Served, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import random
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,9 +24,10 @@ prometheus = pytest.importorskip("prometheus_client.parser")
 
 from whet.providers.base import MemoryUse  # noqa: E402
 from whet.server.data_plane import DataPlane  # noqa: E402
+from whet.server.metrics import collect  # noqa: E402
 from whet.server.metrics.collect import MEMORY_MODELS, Metrics  # noqa: E402
 from whet.server.metrics.exposition import OPENMETRICS, TEXT, Exposition, bounds_text, labels  # noqa: E402
-from whet.server.metrics.gpu import Gpus  # noqa: E402
+from whet.server.metrics.gpu import GpuSample  # noqa: E402
 from whet.server.metrics.machine import Machine  # noqa: E402
 from whet.server.stats import DURATION_BOUNDS_US, Histogram, ModelStats  # noqa: E402
 
@@ -192,87 +193,111 @@ def test_histograms_are_cumulative(seed: int) -> None:
     assert math.isclose(found["whet_x_seconds_sum", (("model", "m"),)], sum(values) / 1e6, rel_tol=1e-12)
 
 
-class FakeNvml:
-    """NVML as `pynvml` shows it, with its units: percent, bytes, milliwatts, millijoules. GPU 1 only tells memory."""
-
-    NVML_TEMPERATURE_GPU = 0
-
-    class NVMLError(Exception):
-        """Base of NVML's errors."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self.calls.append("init")
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.calls.append("shutdown")
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str | bytes:  # noqa: N802
-        return ["GPU-5f1d", b"GPU-b00b"][handle]
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
-        return SimpleNamespace(total=85_520_809_984, free=84_000_000_000, used=1_520_809_984 + handle)
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        first: dict[str, Any] = {
-            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=37, memory=12),
-            "nvmlDeviceGetPowerUsage": 68_412,
-            "nvmlDeviceGetEnforcedPowerLimit": 700_000,
-            "nvmlDeviceGetTotalEnergyConsumption": 1_234_567_891,
-            "nvmlDeviceGetTemperature": 41,
-        }
-        if name not in first:
-            raise AttributeError(name)
-
-        def call(handle: int, *_: int) -> Any:
-            if handle == 1:
-                raise self.NVMLError("Not Supported")
-            return first[name]
-
-        return call
+# The metrics whose names Triton's users have in their dashboards, with their types.
+TRITONS: dict[str, str] = {
+    "nv_inference_request_success": "counter",
+    "nv_inference_request_failure": "counter",
+    "nv_inference_count": "counter",
+    "nv_inference_exec_count": "counter",
+    "nv_inference_pending_request_count": "gauge",
+    "nv_inference_request_duration_us": "counter",
+    "nv_inference_queue_duration_us": "counter",
+    "nv_inference_compute_input_duration_us": "counter",
+    "nv_inference_compute_infer_duration_us": "counter",
+    "nv_inference_compute_output_duration_us": "counter",
+    "nv_cache_num_hits_per_model": "counter",
+    "nv_cache_num_misses_per_model": "counter",
+    "nv_cache_hit_duration_per_model": "counter",
+    "nv_cache_miss_duration_per_model": "counter",
+    "nv_model_load_duration_secs": "gauge",
+    "nv_gpu_utilization": "gauge",
+    "nv_gpu_memory_total_bytes": "gauge",
+    "nv_gpu_memory_used_bytes": "gauge",
+    "nv_gpu_power_usage": "gauge",
+    "nv_gpu_power_limit": "gauge",
+    "nv_energy_consumption": "counter",
+    "nv_cpu_utilization": "gauge",
+    "nv_cpu_memory_total_bytes": "gauge",
+    "nv_cpu_memory_used_bytes": "gauge",
+}
 
 
-def test_figures_of_gpus_have_tritons_names_and_units() -> None:
-    nvml = FakeNvml()
-    gpus = Gpus(nvml)
-
-    async def answer() -> str:
-        return (await Metrics(DataPlane(), gpus).scrape())[1].decode()
-
-    found = {k: v for k, v in samples(asyncio.run(answer())).items() if k[1] and k[1][0][0] == "gpu_uuid"}
-    gpus.close()
-    first, second = (("gpu_uuid", "GPU-5f1d"),), (("gpu_uuid", "GPU-b00b"),)
-    assert found == {
-        ("nv_gpu_utilization", first): 0.37,
-        ("nv_gpu_memory_total_bytes", first): 85_520_809_984,
-        ("nv_gpu_memory_total_bytes", second): 85_520_809_984,
-        ("nv_gpu_memory_used_bytes", first): 1_520_809_984,
-        ("nv_gpu_memory_used_bytes", second): 1_520_809_985,
-        ("nv_gpu_power_usage", first): 68.412,
-        ("nv_gpu_power_limit", first): 700.0,
-        ("nv_energy_consumption", first): 1_234_567.891,
-        ("whet_gpu_temperature_celsius", first): 41.0,
-    }
-    assert nvml.calls == ["init", "shutdown"]
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text"])
+def test_tritons_metrics_are_there_with_their_types(accept: str) -> None:
+    plane = DataPlane()
+    plane.publish(fake_model("m", []))
+    gpu = GpuSample("GPU-1", 0.5, 2, 1, 3.0, 4.0, 5.0, 6.0)
+    metrics = Metrics(plane)
+    _, content = metrics.render(accept, [fake_model("m", [])], Machine().sample(), [gpu])
+    types = dict(line.split()[2:] for line in content.decode().splitlines() if line.startswith("# TYPE nv_"))
+    # OpenMetrics takes no counter whose name does not end in _total: these are `unknown` there.
+    expected = {n: "unknown" if accept and t == "counter" else t for n, t in TRITONS.items()}
+    assert types == expected
+    present = {name for name, _ in samples(content.decode(), openmetrics if accept else prometheus)}
+    assert set(TRITONS) <= present
 
 
-def test_the_functions_of_nvml_exist() -> None:
-    pynvml = pytest.importorskip("pynvml")
-    fake = FakeNvml()
-    used = [n for n in dir(FakeNvml) if n.startswith("nvml")] + [
-        "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetEnforcedPowerLimit",
-        "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetTemperature",
-    ]  # fmt: skip
-    assert all(callable(getattr(pynvml, name)) and callable(getattr(fake, name)) for name in used)
-    assert pynvml.NVML_TEMPERATURE_GPU == fake.NVML_TEMPERATURE_GPU
+def test_counters_of_the_cache() -> None:
+    stats = ModelStats()
+    for ns in (3_000, 4_999):
+        stats.cache_hit.add(ns)
+    stats.cache_miss.add(11_000)
+    model = fake_model("m", [])
+    model.stats = stats
+    found = samples(Metrics(DataPlane()).render("", [model])[1].decode())
+    one = (("model", "m"), ("version", "1"))
+    assert [found[f"nv_cache_{n}_per_model", one] for n in (
+        "num_hits", "hit_duration", "num_misses", "miss_duration")] == [2, 7, 1, 11]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", TEXT),
+        ("*/*", TEXT),
+        ("application/*", TEXT),
+        ("text/plain", TEXT),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("Application/OpenMetrics-Text; version=1.0.0 ; charset=utf-8", OPENMETRICS),
+        ("application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", OPENMETRICS),
+        ("application/openmetrics-text;q=0.3, text/plain;q=0.7", TEXT),
+        ("application/openmetrics-text;q=0, */*", TEXT),
+        ("application/openmetrics-text;q=x", TEXT),
+        (",;,q=", TEXT),
+    ],
+)
+def test_the_format_that_is_asked_for(accept: str, kind: str) -> None:
+    content_type, content = Metrics(DataPlane()).render(accept, [])
+    assert content_type == kind
+    assert content.endswith(b"# EOF\n") == (kind == OPENMETRICS)
+    assert b" # {" not in content  # no exemplars: not every reader takes them
+
+
+def test_a_scrape_of_many_models_lets_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "TURN_NS", 0)
+
+    async def run() -> tuple[int, bytes, bytes]:
+        plane, turns = DataPlane(), 0
+        for index in range(50):
+            plane.publish(fake_model(f"m{index:02}", []))
+        metrics = Metrics(plane)
+        reading = asyncio.get_running_loop().create_future()
+
+        async def read(_: Machine) -> tuple[None, list[GpuSample]]:
+            reading.set_result(None)
+            return None, []
+
+        metrics.read = read  # type: ignore[assignment,method-assign]
+        scrape = asyncio.create_task(metrics.scrape())
+        await reading
+        while not scrape.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return turns, scrape.result()[1], metrics.render("", metrics._models())[1]
+
+    turns, content, at_once = asyncio.run(run())
+    assert turns > 15
+    assert content == at_once
 
 
 def fake_model(name: str, looked_up: list[str]) -> Any:

@@ -329,9 +329,16 @@ def serve(
     admin_on_main_port: Annotated[
         bool, typer.Option("--admin-on-main-port", help="Let everyone who reaches the main ports change the server.")
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which browsers may call the server (repeatable).", show_default=False),
+    ] = None,
     body_bytes: Annotated[int, typer.Option(help="Largest body of a request, in bytes.", min=1)] = 64 << 20,
     body_s: Annotated[float, typer.Option(help="Seconds that a body may take to arrive.", min=0.1)] = 30.0,
     drain_s: Annotated[float, typer.Option(help="Seconds that a stop waits for accepted requests.", min=0)] = 30.0,
+    drain_delay_s: Annotated[
+        float, typer.Option(help="Seconds before that, in which the server answers and is not ready.", min=0)
+    ] = 0.0,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file.", show_default=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file.", show_default=False)] = None,
     tls_client_ca: Annotated[
@@ -347,8 +354,11 @@ def serve(
     ] = None,
     poll_s: Annotated[float, typer.Option(help="Seconds between two looks at the disk.", min=0.1)] = 15.0,
     strict_readiness: Annotated[
-        bool, typer.Option("--strict-readiness", help="Ready only while every model that should be served is.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--strict-readiness/--no-strict-readiness", help="Ready only once every model of the start is served."
+        ),
+    ] = True,
     exit_on_error: Annotated[
         bool, typer.Option("--exit-on-error", help="End when a model cannot be served at start.")
     ] = False,
@@ -368,7 +378,8 @@ def serve(
     serve_verb.serve(
         repository, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port,
         admin_port=admin_port, admin_grpc_port=admin_grpc_port, admin_token=admin_token,
-        admin_on_main_port=admin_on_main_port, body_bytes=body_bytes, body_s=body_s, drain_s=drain_s,
+        admin_on_main_port=admin_on_main_port, allowed_hosts=tuple(allowed_host or ()),
+        body_bytes=body_bytes, body_s=body_s, drain_s=drain_s, drain_delay_s=drain_delay_s,
         tls_certificate=tls_certificate, tls_key=tls_key, tls_client_ca=tls_client_ca,
         control_mode=control_mode, load_models=tuple(load_model or ()), poll_s=poll_s,
         strict_readiness=strict_readiness, exit_on_error=exit_on_error, max_batch_rows=max_batch_rows,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from whet.errors import EPFail, InvalidArgument
+from whet.errors import EPFail
 
 
 def serve(repository: Path, **options: Any) -> None:
@@ -27,8 +27,6 @@ def serve(repository: Path, **options: Any) -> None:
     given: dict[str, Any] = {
         name: None if name.endswith("_port") and value == -1 else value for name, value in options.items()
     }
-    if given.get("admin_port") is not None and not given.get("admin_token"):
-        raise InvalidArgument("the admin port needs a token", hint="Give --admin-token, or WHET_ADMIN_TOKEN.")
     settings = ServerOptions(repository=repository, **given)
     if sys.platform == "win32":
         asyncio.run(run(settings))

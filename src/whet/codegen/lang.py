@@ -32,6 +32,7 @@ from whet.codegen.ops import (
     maximum,
     minimum,
     multiply_by_power_of_two,
+    permute,
     polynomial,
     prefix_mask,
     reduce,
@@ -52,6 +53,6 @@ __all__ = [
     "concatenate", "convert", "convert_in_range", "convert_saturating", "copysign", "count_leading_zeros",
     "count_ones", "dot_bf16", "dot_u8s8", "floor", "fma", "greater_or_second", "halves", "integer_range",
     "interleave", "iota", "is_nan", "less_or_second", "look_up", "maximum", "minimum", "multiply_by_power_of_two",
-    "polynomial", "prefix_mask", "reduce", "reduce_maximum", "reduce_minimum", "reduce_sum", "reinterpret",
-    "round_even", "select", "shuffle", "sqrt", "subtract_saturating", "truncate",
+    "permute", "polynomial", "prefix_mask", "reduce", "reduce_maximum", "reduce_minimum", "reduce_sum",
+    "reinterpret", "round_even", "select", "shuffle", "sqrt", "subtract_saturating", "truncate",
 ]  # fmt: skip

@@ -165,6 +165,35 @@ def shuffle(a: Value, b: Value | None, lanes: Sequence[int]) -> Value:
     return Value(a.emitter, a.dtype, len(lanes), a.emitter.assign(text))
 
 
+def permute(x: Value, places: Value) -> Value:
+    """The elements of a whole register of 32- or 64-bit elements at `places`, which are known while the code runs:
+    integers of the elements' size, from 0 to the number of lanes - 1."""
+    bits, lanes, emitter = x.dtype.bits, x.lanes, x.emitter
+    whole = bits in (32, 64) and bits * lanes == emitter.target.vector_bits
+    if not whole or not places.dtype.is_integer or (places.dtype.bits, places.lanes) != (bits, lanes):
+        raise LanguageError("no such permutation", found=(x, places))
+    if emitter.target.architecture == "aarch64":
+        # Counts bytes.
+        size = bits // 8
+        places = places * sum(size << 8 * i for i in range(size)) + sum(i << 8 * i for i in range(size))
+        kind, where, name = "<16 x i8>", "<16 x i8>", "llvm.aarch64.neon.tbl1.v16i8"
+    elif lanes * bits == 512:
+        kind, where = (f"<{lanes} x {'float' if bits == 32 else 'double'}>", places.type_text)
+        name = f"llvm.x86.avx512.permvar.{'sf' if bits == 32 else 'df'}.512"
+    else:
+        if bits == 64:
+            # Counts halves.
+            places = places + places
+            places = places + (places << 32) + (1 << 32)
+        kind, where, name = "<8 x float>", "<8 x i32>", "llvm.x86.avx2.permps"
+    pairs = []
+    for value, text in ((x, kind), (places, where)):
+        same = value.type_text == text
+        pairs.append((text, value.name if same else emitter.assign(f"bitcast {value.type_text} {value.name} to {text}")))
+    found = emitter.intrinsic(name, kind, pairs)
+    return x.renamed(found) if kind == x.type_text else x.result(f"bitcast {kind} {found} to {x.type_text}")
+
+
 def concatenate(a: Value, b: Value) -> Value:
     """The elements of `a`, then those of `b` (vectors of one length)."""
     return shuffle(a, b, range(2 * a.lanes))

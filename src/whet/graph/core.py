@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Union
@@ -99,7 +100,7 @@ class Node:
     """One operation. `inputs` may hold None for an optional input left out. Hashed by identity."""
 
     __slots__ = (
-        "_inputs", "_next", "_prev", "attributes", "domain", "graph", "metadata", "name", "op_type", "outputs",
+        "_inputs", "_next", "_owner", "_prev", "attributes", "domain", "metadata", "name", "op_type", "outputs",
         "provenance",
     )  # fmt: skip
 
@@ -121,7 +122,7 @@ class Node:
         self.attributes: dict[str, Attribute] = dict(attributes or {})
         self.provenance: Provenance | None = None
         self.metadata: dict[str, str] = {}
-        self.graph: Graph | None = None
+        self._owner: weakref.ref[Graph] | None = None
         self._prev: Node | None = None
         self._next: Node | None = None
         for value in self._inputs:
@@ -134,6 +135,12 @@ class Node:
     @property
     def inputs(self) -> tuple[Value | None, ...]:
         return self._inputs
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph in whose list this node stands; None once that is gone."""
+        owner = self._owner
+        return None if owner is None else owner()
 
     @property
     def output(self) -> Value:
@@ -214,6 +221,16 @@ class Node:
         value = self.attributes.get(name)
         return tuple(int(v) for v in value) if isinstance(value, tuple) else tuple(default)  # type: ignore[arg-type]
 
+    def _untie(self) -> None:
+        """Let nothing that this node holds hold it. Inputs and outputs stay, for whoever has the node."""
+        self._prev = self._next = None
+        for value in self._inputs:
+            if value is not None:
+                value._uses.pop(self, None)
+        for value in self.outputs:
+            if value.producer is self:
+                value.producer = None
+
     def _drop_use(self, value: Value | None) -> None:
         if value is None:
             return
@@ -233,9 +250,13 @@ class Graph:
 
     Constants belong to no list: they are the values with data that nodes and outputs read (`constants`). A subgraph may
     read values of the graphs around it.
+
+    Nodes live in their graph: once nobody holds it any more, its values have no producer and no uses. So its memory,
+    the constants above all, is free at that moment and not when Python's collector comes by.
     """
 
     def __init__(self, name: str = "") -> None:
+        self._own = weakref.ref(self)
         self.name = name
         self.inputs: list[Value] = []
         self.overridable: list[Value] = []
@@ -245,6 +266,13 @@ class Graph:
         self._last: Node | None = None
         self._count = 0
         self.doc_string = ""
+
+    def __del__(self) -> None:
+        node = self._first
+        while node is not None and node._owner is self._own:
+            following = node._next
+            node._untie()
+            node = following
 
     @property
     def outputs(self) -> tuple[Value, ...]:
@@ -277,7 +305,7 @@ class Graph:
             following = node._next
             yield node
             # Nodes removed meanwhile still point at what followed them: go on from the first one that still stands.
-            while following is not None and following.graph is not self:
+            while following is not None and following._owner is not self._own:
                 following = following._next
             node = following
 
@@ -286,7 +314,7 @@ class Graph:
         while node is not None:
             previous = node._prev
             yield node
-            while previous is not None and previous.graph is not self:
+            while previous is not None and previous._owner is not self._own:
                 previous = previous._prev
             node = previous
 
@@ -297,7 +325,7 @@ class Graph:
 
     def append(self, node: Node) -> None:
         """Add `node` at the end."""
-        node.graph = self
+        node._owner = self._own
         node._prev, node._next = self._last, None
         if self._last is None:
             self._first = node
@@ -308,8 +336,8 @@ class Graph:
 
     def insert_before(self, anchor: Node, node: Node) -> None:
         """Add `node` in front of `anchor`, which is a node of this graph."""
-        assert anchor.graph is self
-        node.graph = self
+        assert anchor._owner is self._own
+        node._owner = self._own
         node._prev, node._next = anchor._prev, anchor
         if anchor._prev is None:
             self._first = node
@@ -320,7 +348,7 @@ class Graph:
 
     def remove(self, node: Node) -> None:
         """Take `node` out of the list and stop its reads."""
-        assert node.graph is self
+        assert node._owner is self._own
         if node._prev is None:
             self._first = node._next
         else:
@@ -329,7 +357,7 @@ class Graph:
             self._last = node._prev
         else:
             node._next._prev = node._prev
-        node.graph = None
+        node._owner = None
         self._count -= 1
         node.detach()
 
@@ -344,7 +372,7 @@ class Graph:
         assert len(nodes) == self._count
         previous: Node | None = None
         for node in nodes:
-            assert node.graph is self
+            assert node._owner is self._own
             node._prev = previous
             if previous is not None:
                 previous._next = node

@@ -1,8 +1,6 @@
 """Depthwise convolution, channels last: every channel has its own filter, a vector holds neighbouring channels.
 
-A block of sums is a few neighbouring output pixels of a few rows. Each input pixel under it is loaded once for all the
-sums that it belongs to. A tile is walked in strips from top to bottom, so that the rows under a block are still in the
-first cache when the next block needs most of them again.
+Each input pixel under a block of output pixels is loaded once for all the sums that it belongs to.
 """
 
 from __future__ import annotations
@@ -15,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from whet.codegen.lang import Function, Operand, Pointer, Value, Variables, maximum, minimum, prefix_mask
+from whet.codegen.lang import Function, Operand, Pointer, Value, Variables, minimum, prefix_mask
 from whet.codegen.target import Target
 from whet.dtypes import FLOAT32, DType
 from whet.kernels.base import Frame
 from whet.kernels.conv import Window
 from whet.kernels.gemm import aligned_empty
+from whet.kernels.strips import Block, Line, Strips, choose, column_users, each_row_of_taps
 from whet.kernels.tile import Epilogue, Finish, Tile, blocks_of, finish, left_over, multiply_add, times
 
 Array = np.ndarray[Any, Any]
@@ -41,6 +40,8 @@ class Depthwise:
     A tile is `rows` output rows of one image x `vectors` vectors of channels. Sums of `lines` rows x `pixels` pixels
     are kept at a time.
 
+    Tiles that follow each other have the same rows of an image, or with `by_channels` the same channels.
+
     `totals`: words totals, totals_n come behind the others. Each tile adds its results up, channel by channel, and
     writes what it finds at totals + image * totals_n + (number of its rows' block) * channels + channel;
     results have type `dtype`.
@@ -58,11 +59,15 @@ class Depthwise:
     out_rows: int | None = None
     pixel_stride: int | None = None
     totals: bool = False
+    by_channels: bool = False
+
+    def parts(self, target: Target) -> int:
+        """Tiles beside each other: ceil(channels / (lanes * vectors))."""
+        return -(-self.channels // (target.lanes(self.dtype) * self.vectors))
 
     def tiles(self, target: Target, out_rows: int, images: int) -> int:
-        """images * ceil(out_rows / rows) * ceil(channels / (lanes * vectors))."""
-        channels = target.lanes(self.dtype) * self.vectors
-        return images * ((out_rows + self.rows - 1) // self.rows) * -(-self.channels // channels)
+        """images * ceil(out_rows / rows) * parts."""
+        return images * ((out_rows + self.rows - 1) // self.rows) * self.parts(target)
 
     def emit(self, frame: Frame) -> None:
         k = frame.k
@@ -85,14 +90,19 @@ class Depthwise:
         groups = blocks_of(self.channels, lanes * self.vectors)
         row_blocks = blocks_of(out[0], self.rows)
         whole = self.channels // lanes
+        strips = Strips(k, self.window, self.pixels, self.lines, self.rows, self.out_rows, image, out)
         with frame.tiles() as number:
             # Rows run slowest, so that a thread's share of the tiles is a part of the image, as in the steps before and
-            # behind.
-            rest, group = number / groups, number % groups
-            index, row_block = rest / row_blocks, rest % row_blocks
+            # behind; or channels, where those are what the step before has dealt out.
+            if self.by_channels:
+                rest, row_block = number / row_blocks, number % row_blocks
+                index, group = rest / groups, rest % groups
+            else:
+                rest, group = number / groups, number % groups
+                index, row_block = rest / row_blocks, rest % row_blocks
             here = everywhere.moved(times(index, image_strides[0]), [times(index, s) for s in image_strides[1:]])
             first = group * self.vectors
-            strips = _Strips(k, self, lanes, x + index * x_n, weights, image, out, steps, zeros, here, totals)
+            one = _Image(k, self, lanes, x + index * x_n, weights, image, out, steps, zeros, here, totals)
 
             def each_vector(body: Callable[[Value, int], None]) -> None:
                 with k.loop(minimum(first + self.vectors, whole), start=first) as vector:
@@ -104,7 +114,10 @@ class Depthwise:
             first_row = row_block * self.rows
             if totals is not None:
                 totals.begin(first)
-            strips.all(first_row, minimum(first_row + self.rows, out[0]), each_vector)
+            strips.all(
+                first_row, minimum(first_row + self.rows, out[0]),
+                lambda block: each_vector(lambda vector, inside: one.add(block, vector, inside)),
+            )  # fmt: skip
             if totals is not None:
                 totals.end(index, row_block, each_vector)
 
@@ -155,46 +168,13 @@ class _Totals:
         each_vector(write)
 
 
-Strip = Callable[[Operand, int, "set[int] | None"], None]
-"""Called with a strip's first output column, its width, and the input columns under it that lie inside the image,
-counted from the first; None: that is found out at run time."""
-
-
-class _Line:
-    """A finished run of neighbouring pixels, one vector each."""
-
-    def __init__(self, tile: Tile, sums: list[Value]) -> None:
-        self._tile = tile
-        self._sums = sums
-
-    @property
-    def tile(self) -> Tile:
-        return self._tile
-
-    def totals(self) -> list[list[Value]]:
-        return [[total] for total in self._sums]
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Sums of `lines` rows x `pixels` pixels of one vector of channels, of which `inside` exist."""
-
-    row: Value
-    lines: int
-    pixel: Operand
-    pixels: int
-    columns: set[int] | None
-    vector: Value
-    inside: int
-
-
 Sums = Variables[tuple[int, int], Value]
 """By line and pixel of a block."""
 
 
 @dataclass(frozen=True)
-class _Strips:
-    """The strips of one image."""
+class _Image:
+    """One image: blocks of sums of one vector of channels, of which `inside` exist."""
 
     k: Function
     spec: Depthwise
@@ -208,169 +188,67 @@ class _Strips:
     finish: Finish
     totals: _Totals | None
 
-    def all(self, first_row: Value, last_row: Value, each_vector: Vectors) -> None:
-        """Output rows `first_row` to `last_row` - 1 of a tile's channels."""
-
-        def strip(pixel: Operand, pixels: int, columns: set[int] | None) -> None:
-            def lines(row: Value, count: int) -> None:
-                each_vector(lambda v, inside: self._block(_Block(row, count, pixel, pixels, columns, v, inside)))
-
-            self._each_row(first_row, last_row, lines)
-
-        width = self.out[1]
-        if isinstance(width, int) and isinstance(self.image[1], int):
-            self._known_strips(width, self.image[1], strip)
-        else:
-            self._any_strips(strip)
-
-    def _each_row(self, first: Value, last: Value, body: Callable[[Value, int], None]) -> None:
-        """`spec.lines` rows at a time, then the rest one by one."""
-        k, lines = self.k, self.spec.lines
-        if lines == 1:
-            with k.loop(last, start=first, nonempty=True) as row:
-                body(row, 1)
-            return
-        whole = last - (last - first) % lines
-        with k.loop(whole, start=first, step=lines) as row:
-            body(row, lines)
-        rows, most = self.spec.out_rows, self.spec.rows
-        # Rows of a tile that occur.
-        known = None if rows is None else {min(rows, most), rows % most}
-        if known is None or any(count % lines for count in known):
-            with k.loop(last, start=whole) as row:
-                body(row, 1)
-
-    def _known_strips(self, width: int, image: int, strip: Strip) -> None:
-        """Strips whose columns inside the image are known one by one; like neighbours share a loop."""
-        size = self.spec.pixels
-        strips = [(start, min(size, width - start)) for start in range(0, width, size)]
-        inside = [self._columns(start, count, image) for start, count in strips]
-        for (count, columns), group in itertools.groupby(range(len(strips)), lambda i: (strips[i][1], inside[i])):
-            first, *others = list(group)
-            if not others:
-                strip(strips[first][0], count, set(columns))
-                continue
-            with self.k.loop(strips[others[-1]][0] + 1, start=strips[first][0], step=size) as pixel:
-                strip(pixel, count, set(columns))
-
-    def _columns(self, start: int, count: int, image: int) -> frozenset[int]:
-        """Which of the image's columns under a strip are there, counted from the strip's first."""
-        window = self.spec.window
-        left = start * window.strides[1] - window.pads[1]
-        reach = (count - 1) * window.strides[1] + (window.kernel[1] - 1) * window.dilations[1] + 1
-        return frozenset(c for c in range(reach) if 0 <= left + c < image)
-
-    def _any_strips(self, strip: Strip) -> None:
-        """Strips that see only columns of the image, and strips that check every column."""
-        k, window, size = self.k, self.spec.window, self.spec.pixels
-        low = -(-window.pads[1] // window.strides[1])
-        reach = (window.kernel[1] - 1) * window.dilations[1] - window.pads[1]
-        high = (maximum(k.index(self.image[1]) - reach, 0) + (window.strides[1] - 1)) / window.strides[1]
-        high = minimum(high, self.out[1])
-        everything = (size - 1) * window.strides[1] + (window.kernel[1] - 1) * window.dilations[1] + 1
-        with k.loop(self.out[1], step=size, nonempty=True) as pixel:
-            with k.when((pixel >= low) & (pixel + size <= high)):
-                strip(pixel, size, set(range(everything)))
-            with k.otherwise():
-                strip(pixel, size, None)
-
-    def _block(self, b: _Block) -> None:
-        k, spec = self.k, self.spec
+    def add(self, b: Block, vector: Value, inside: int) -> None:
+        """Compute a block and write it."""
+        k, spec, window = self.k, self.spec, self.spec.window
         places = itertools.product(range(b.lines), range(b.pixels))
         sums = k.variables(dict.fromkeys(places, k.constant(spec.dtype, 0, self.lanes)))
-        if spec.window.taps * b.lines * b.pixels <= _STRAIGHT_PRODUCTS or b.lines > 1:
-            self._straight(sums, b)
-        else:
-            self._loop(sums, b)
-        if self.totals is None:
-            self._store(sums, b, self.finish)
-        else:
-            with self.totals.adding(self.finish, b.vector) as finish:
-                self._store(sums, b, finish)
+        corner = self._corner(b, vector)
+        filters = self.weights + vector * (window.taps * self.lanes)
+        straight = window.taps * b.lines * b.pixels <= _STRAIGHT_PRODUCTS or b.lines > 1
+        # All in registers where they fit beside the sums, a pixel, and a bit of room.
+        fit = straight and window.taps + b.lines * b.pixels + 3 <= k.target.vector_registers
+        held = [self._weights(filters, tap) for tap in range(window.kernel[0])] if fit else None
 
-    def _store(self, sums: Sums, b: _Block, finish: Finish) -> None:
+        def row_of_taps(row: Operand, users: list[tuple[int, Operand]]) -> None:
+            weights = [
+                (line, held[tap] if held and isinstance(tap, int) else self._weights(filters, tap))
+                for line, tap in users
+            ]
+            self._add_row(sums, b, inside, corner + times(row, self.steps[0]), weights)
+
+        each_row_of_taps(k, window, self.image[0], b, straight, row_of_taps)
+        if self.totals is None:
+            self._store(sums, b, vector, inside, self.finish)
+        else:
+            with self.totals.adding(self.finish, vector) as finish:
+                self._store(sums, b, vector, inside, finish)
+
+    def _store(self, sums: Sums, b: Block, vector: Value, inside: int, finish: Finish) -> None:
         k, tile = self.k, Tile(self.spec.dtype, b.pixels, 1, self.lanes)
         for line in range(b.lines):
-            done = _Line(tile, [sums[line, pixel] for pixel in range(b.pixels)])
-            place = finish.at((b.row + line) * self.out[1] + b.pixel, b.vector * self.lanes, b.inside)
+            done = Line(tile, [sums[line, pixel] for pixel in range(b.pixels)])
+            place = finish.at((b.row + line) * self.out[1] + b.pixel, vector * self.lanes, inside)
             if b.columns is None:
                 finish.store_rows(done, place, left_over(k, self.out[1], k.index(b.pixel), b.pixels))
             else:
                 finish.store(done, place)
 
-    def _corner(self, b: _Block, top: Value) -> Pointer:
-        """The place in the image under a block's first tap, from image row `top` on; it may lie outside."""
+    def _corner(self, b: Block, vector: Value) -> Pointer:
+        """The place in the image under a block's first tap; it may lie outside."""
         window = self.spec.window
-        left = b.pixel * window.strides[1] - window.pads[1]
-        return self.x + b.vector * self.lanes + top * self.steps[0] + times(left, self.steps[1])
-
-    def _loop(self, sums: Sums, b: _Block) -> None:
-        """One line, a row of taps after the other."""
-        k, window = self.k, self.spec.window
-        kernel, dilation = window.kernel[0], window.dilations[0]
         top = b.row * window.strides[0] - window.pads[0]
-        first = (maximum(-top, 0) + (dilation - 1)) / dilation
-        last = minimum((maximum(self.image[0] - top, 0) + (dilation - 1)) / dilation, kernel)
-        corner = self._corner(b, top)
-        filters = self.weights + b.vector * (window.taps * self.lanes)
-        with k.loop(last, start=first) as tap:
-            row = corner + tap * times(self.steps[0], dilation)
-            weights = self._weights(filters + tap * (window.kernel[1] * self.lanes))
-            self._add_row(sums, b, row, [(0, weights)])
+        left = b.pixel * window.strides[1] - window.pads[1]
+        return self.x + vector * self.lanes + top * self.steps[0] + times(left, self.steps[1])
 
-    def _straight(self, sums: Sums, b: _Block) -> None:
-        """Several lines: each row of the image goes into all lines that it belongs to."""
-        k, window = self.k, self.spec.window
-        kernel, stride, dilation = window.kernel[0], window.strides[0], window.dilations[0]
-        top = b.row * stride - window.pads[0]
-        corner = self._corner(b, top)
-        filters = self.weights + b.vector * (window.taps * self.lanes)
-        users: dict[int, list[tuple[int, int]]] = {}
-        for line, tap in itertools.product(range(b.lines), range(kernel)):
-            users.setdefault(line * stride + tap * dilation, []).append((line, tap))
-        row_of_weights = window.kernel[1] * self.lanes
-        # All in registers where they fit beside the sums, a pixel, and a bit of room.
-        fit = window.taps + b.lines * b.pixels + 3 <= k.target.vector_registers
-        held = [self._weights(filters + tap * row_of_weights) for tap in range(kernel)] if fit else None
-        last = max(users)
-        for place in sorted(users):
+    def _weights(self, filters: Pointer, tap: Operand) -> list[Value]:
+        """A row of taps."""
+        count = self.spec.window.kernel[1]
+        row = filters + times(tap, count * self.lanes)
+        return [row.load(i * self.lanes, self.lanes) for i in range(count)]
 
-            def add(place: int = place) -> None:
-                weights = [
-                    (line, held[tap] if held else self._weights(filters + tap * row_of_weights))
-                    for line, tap in users[place]
-                ]
-                self._add_row(sums, b, corner + times(self.steps[0], place), weights)
-
-            # Only the padding above and below is outside, and only a block's first and last rows can lie in it.
-            above, below = place < window.pads[0], last - place < window.pads[2]
-            if not above and not below:
-                add()
-                continue
-            here = top + place
-            inside = (here >= 0) & (here < self.image[0]) if above and below else here >= 0 if above else None
-            with k.when(here < self.image[0] if inside is None else inside):
-                add()
-
-    def _weights(self, row: Pointer) -> list[Value]:
-        return [row.load(i * self.lanes, self.lanes) for i in range(self.spec.window.kernel[1])]
-
-    def _add_row(self, sums: Sums, b: _Block, row: Pointer, weights: list[tuple[int, list[Value]]]) -> None:
+    def _add_row(self, sums: Sums, b: Block, inside: int, row: Pointer, weights: list[tuple[int, list[Value]]]) -> None:
         """Add what a row of the image gives to the sums of some lines, by each line's row of weights."""
         window = self.spec.window
-        stride, dilation = window.strides[1], window.dilations[1]
-        users: dict[int, list[tuple[int, int]]] = {}
-        for pixel, tap in itertools.product(range(b.pixels), range(window.kernel[1])):
-            users.setdefault(pixel * stride + tap * dilation, []).append((pixel, tap))
-        for column in sorted(users):
+        for column, users in column_users(window, b.pixels).items():
             if b.columns is not None and column not in b.columns:
                 continue
             address = row + times(self.steps[1], column)
             if b.columns is None:
-                place = self.k.index(b.pixel) * stride + (column - window.pads[1])
-                address = _choose((place >= 0) & (place < self.image[1]), address, self.zeros)
-            value = self._load(address, b.inside)
-            for pixel, tap in users[column]:
+                place = self.k.index(b.pixel) * window.strides[1] + (column - window.pads[1])
+                address = choose((place >= 0) & (place < self.image[1]), address, self.zeros)
+            value = self._load(address, inside)
+            for pixel, tap in users:
                 for line, filters in weights:
                     sums[line, pixel] = multiply_add(value, filters[tap], sums[line, pixel])
 
@@ -378,11 +256,6 @@ class _Strips:
         if inside == self.lanes:
             return address.load(0, self.lanes)
         return address.load_masked(prefix_mask(self.k.index(inside), self.lanes))
-
-
-def _choose(condition: Value, chosen: Pointer, otherwise: Pointer) -> Pointer:
-    text = f"select {condition.type_text} {condition.name}, {chosen.type_text} {chosen.name}, "
-    return chosen.renamed(chosen.emitter.assign(f"{text}{otherwise.type_text} {otherwise.name}"))
 
 
 @dataclass(frozen=True, slots=True)

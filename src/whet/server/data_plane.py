@@ -40,7 +40,7 @@ class RepositoryCalls(Protocol):
 
     @property
     def blocks_readiness(self) -> bool:
-        """Whether readiness is strict, and a model that should be served is not."""
+        """Whether readiness is strict, and a model that the start had to serve is not served."""
 
     async def load(self, name: str, config_json: str | None = None) -> None: ...
 
@@ -125,6 +125,18 @@ class DataPlane:
             state, why = reason
             return ModelUnavailable(f"the model does not serve: {state}", value=name, found=why or None)
         return ModelNotFound("unknown model", found=name, hint=did_you_mean(name, self._models))
+
+    def infer_at_once(self, request: InferRequest) -> InferResponse | None:
+        """The answer, where the model is so small that it runs here and now; None: `infer` answers, or says why not."""
+        model = None if request.version or self.draining else self._newest.get(request.model)
+        if model is None or self.on_answer is not None:
+            return None
+        try:
+            return model.infer_at_once(request)
+        except Exception as error:
+            if self.on_failure is not None:
+                self.on_failure(request, error)
+            raise
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request."""

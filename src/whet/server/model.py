@@ -90,6 +90,17 @@ class ServedModel:
         self._count_success(rows, work.times)
         return response
 
+    def infer_at_once(self, request: InferRequest) -> InferResponse | None:
+        """The answer of a model so small that it runs here and now; None: `infer` answers. Raises as `infer` does."""
+        if request.deadline_ns or self._cache is not None or not self.scheduler.runs_at_once:
+            return None
+        try:
+            feed, names, rows, _ = self._check(request)
+            return self._infer_here(request, feed, names, rows)
+        except Exception as error:
+            self._count_failure(error, request)
+            raise
+
     async def _scheduled(
         self, request: InferRequest, feed: Mapping[str, Array], names: tuple[str, ...], rows: int, key: ShapeKey
     ) -> tuple[Work, Sequence[Array]]:
@@ -140,18 +151,18 @@ class ServedModel:
     ) -> InferResponse:
         """Answer without waiting for anything."""
         assert self.instances is not None
-        received = request.received_ns
         outputs, began, ended = self.instances.run_here(names, feed)
-        times = RequestTimes(received, began, began, ended)
+        times = RequestTimes(request.received_ns, began, began, ended)
         response = self._response(request, names, rows, outputs, times, rows, "at once")
-        self._count_success(rows, times)
-        self.count_batch(rows, "at once", 0, ended - began, 0)
+        self.stats.count_at_once(rows, times)
         return response
 
     async def close(self) -> None:
         """Answer what was taken, then let the instances go."""
         await self.scheduler.drain()
         self._scheduling.close()
+        # A model, its scheduler and their callbacks hold each other: its memory must not wait for the collector.
+        self.session = None
 
     def _response(
         self, request: InferRequest, names: tuple[str, ...], rows: int, outputs: Sequence[Array], times: RequestTimes,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
-from collections.abc import Callable
 
+from whet.errors import WhetError
 from whet.server.access import Access
 from whet.server.data_plane import DataPlane
+from whet.server.drain import drain
 from whet.server.grpc.server import GrpcServer
 from whet.server.http.app import HttpApp
+from whet.server.http.origin import OriginCheck, is_loopback
 from whet.server.http.server import HttpServer
 from whet.server.http.watch import Watch
 from whet.server.logs import fields
@@ -19,12 +22,19 @@ from whet.server.metrics.endpoint import MetricsApp
 from whet.server.observe import Observers
 from whet.server.options import ServerOptions
 from whet.server.repository.manager import Repository
+from whet.server.web.pages import WebPages
+from whet.server.web.status import Status
 
 LOGGER = logging.getLogger("whet.server")
 
 
 async def serve(options: ServerOptions) -> None:
-    """Serve until the process is told to stop (SIGTERM, SIGINT); then answer what was accepted, and return."""
+    """Serve until the process is told to stop (SIGTERM, SIGINT); then answer what was accepted, and return.
+
+    A stop while models are still loaded ends that. Raises WhetErrors for options, ports, files for TLS and a repository
+    that cannot be used; nothing is left open then.
+    """
+    options.check()
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
@@ -43,50 +53,66 @@ async def serve(options: ServerOptions) -> None:
     plane.repository = repository
     watch = Watch(options.body_s)
     watch.start()
-    main = HttpApp(plane, Access(is_open=options.admin_on_main_port), watch, options.body_bytes)
-    admin = HttpApp(plane, Access(token=options.admin_token), watch, options.body_bytes)
+    origin = OriginCheck(options.allowed_hosts, is_loopback(options.host))
+    status = Status(plane, observers.metrics, options)
+    main, admin = (
+        HttpApp(plane, access, watch, options.body_bytes, origin, WebPages(status, access).by_part)
+        for access in (Access(is_open=options.admin_on_main_port), Access(token=options.admin_token))
+    )
     apps = ((options.http_port, main), (options.admin_port, admin))
     tls = (options.tls_certificate, options.tls_key, options.tls_client_ca)
     servers = [HttpServer(app, options.host, port, *tls) for port, app in apps if port is not None]
+    scrapes: list[HttpServer] = []
     if options.metrics_port is not None:
-        servers.append(HttpServer(MetricsApp(observers.metrics.scrape), options.host, options.metrics_port))
-    for server in servers:
-        server.start()
+        scrapes.append(HttpServer(MetricsApp(observers.metrics.scrape), options.host, options.metrics_port))
     rpcs = []
     if options.grpc_port is not None:
         rpcs.append(GrpcServer(plane, options, options.grpc_port))
     if options.admin_grpc_port is not None:
         rpcs.append(GrpcServer(plane, options, options.admin_grpc_port, admin=True))
+    # Every port can be had: open them.
+    for server in (*servers, *scrapes):
+        server.start()
     for rpc in rpcs:
         await rpc.start()
-    errors = await repository.start()
-    if errors and options.exit_on_error:
-        stopped.set()
+    try:
+        failure = await _load(repository, options, stopped)
+        if failure is None and not stopped.is_set():
+            _settled(plane, options)
+            await stopped.wait()
+    except WhetError as error:
+        failure = error
+    LOGGER.info("stopping: accepted requests are answered")
+    await drain(options, plane, repository, watch, (main, admin), servers, scrapes, rpcs)
+    watch.stop()
+    LOGGER.info("stopped")
+    observers.close()
+    if failure is not None:
+        raise failure
+
+
+async def _load(repository: Repository, options: ServerOptions, stopped: asyncio.Event) -> WhetError | None:
+    """Load what is served from the start, unless `stopped` comes first. Returns the error that ends the server."""
+    loading = asyncio.create_task(repository.start())
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not loading.done():
+        loading.cancel()
+        await asyncio.wait((loading,))
+        return None
+    errors = loading.result()
+    return errors[0] if errors and options.exit_on_error else None
+
+
+def _settled(plane: DataPlane, options: ServerOptions) -> None:
+    """Everything that is served from the start is there."""
+    # Modules and loaded models stay: without this the collector walks through all of them again and again, and every
+    # request waits for 40 ms. What a model does not hold in cycles is freed as before.
+    gc.collect()
+    gc.freeze()
     plane.loading = False
     LOGGER.info("ready", extra=fields(
         models=len(plane.models), http_port=options.http_port, grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
     ))  # fmt: skip
-    await stopped.wait()
-    LOGGER.info("stopping: accepted requests are answered, new ones refused")
-    end = loop.time() + options.drain_s
-    plane.closing = main.closing = admin.closing = True
-    # A request whose body still arrives was accepted, too.
-    await _until(lambda: not watch.reading, end)
-    plane.draining = True
-    await asyncio.wait({asyncio.create_task(repository.close())}, timeout=max(0.0, end - loop.time()))
-    await _until(lambda: not watch.busy, end)
-    await asyncio.gather(*(rpc.stop(max(0.0, end - loop.time())) for rpc in rpcs))
-    await asyncio.gather(*(server.stop(1.0) for server in servers))
-    watch.stop()
-    LOGGER.info("stopped")
-    observers.close()
-    if errors and options.exit_on_error:
-        raise errors[0]
-
-
-async def _until(done: Callable[[], bool], end: float) -> None:
-    """Return when `done`, or at `end` of the loop's time."""
-    loop = asyncio.get_running_loop()
-    while not done() and loop.time() < end:
-        await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,6 +12,10 @@ from whet.errors import InvalidArgument, did_you_mean
 from whet.server.errors import Unsupported
 
 LEVELS = ("OFF", "TIMESTAMPS", "TENSORS")
+
+LARGEST = 10**18 - 1
+NUMBER = re.compile("-?(0|[1-9][0-9]{0,17})")
+"""A number as a string, as Triton's clients send it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class LogSettings:
                 changes: dict[str, Any] = {name.removeprefix("log_"): value}
                 found = replace(found, **changes)
             elif name == "log_verbose_level":
+                value = _whole(value)
                 if type(value) is not int or not 0 <= value < 100:
                     raise InvalidArgument("the verbose level is a small whole number", value=name, found=value)
                 found = replace(found, verbose=value)
@@ -127,15 +133,20 @@ def _levels(given: Any) -> tuple[str, ...]:
     return ("OFF",) if "OFF" in levels else tuple(dict.fromkeys(levels))
 
 
+def _whole(given: Any) -> Any:
+    """2.0 is the whole number 2 in JSON."""
+    return int(given) if type(given) is float and given.is_integer() else given
+
+
 def _number(name: str, given: Any, least: int) -> int:
     if isinstance(given, (list, tuple)) and len(given) == 1:
         given = given[0]
-    try:
-        value = int(given) if type(given) in (str, int) else None
-    except ValueError:
-        value = None
-    if value is None or value < least:
-        raise InvalidArgument("not a number in the setting's range", value=name, found=given, expected=f">= {least}")
+    given = _whole(given)
+    value = int(given) if type(given) is int or (type(given) is str and NUMBER.fullmatch(given)) else None
+    if value is None or not least <= value <= LARGEST:
+        raise InvalidArgument(
+            "not a number in the setting's range", value=name, found=given, expected=f"{least} to {LARGEST}"
+        )
     return value
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from dataclasses import dataclass, field
+
+from whet.server.request import RequestTimes
 
 DURATION_BOUNDS_US: tuple[float, ...] = (
     50, 100, 200, 350, 500, 750, 1_000, 1_500, 2_000, 3_500, 5_000, 7_500, 10_000, 15_000, 20_000, 35_000, 50_000,
@@ -77,3 +80,37 @@ class ModelStats:
     queue_us: Histogram = field(default_factory=lambda: Histogram(DURATION_BOUNDS_US))
     infer_us: Histogram = field(default_factory=lambda: Histogram(DURATION_BOUNDS_US))
     batch_rows: Histogram = field(default_factory=lambda: Histogram(ROW_BOUNDS))
+
+    def count_at_once(self, rows: int, times: RequestTimes) -> None:
+        """Note a request that ran alone as it came: what its parts would add, without their calls."""
+        began, ended, finished = times.started_ns, times.computed_ns, times.finished_ns
+        total, infer = finished - times.received_ns, ended - began
+        counter = self.success
+        counter.count += 1
+        counter.ns += total
+        self.queue.count += 1
+        counter = self.compute_input
+        counter.count += 1
+        counter.ns += began - times.received_ns
+        counter = self.compute_infer
+        counter.count += 1
+        counter.ns += infer
+        counter = self.compute_output
+        counter.count += 1
+        counter.ns += finished - ended
+        self.inference_count += rows
+        self.execution_count += 1
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.request_us.observe(total / 1e3)
+        self.queue_us.counts[0] += 1
+        self.infer_us.observe(infer / 1e3)
+        self.batch_rows.observe(rows)
+        self.closed["at once"] = self.closed.get("at once", 0) + 1
+        batch = self.batches.get(rows)
+        if batch is None:
+            batch = self.batches[rows] = BatchStats()
+        batch.input.count += 1
+        batch.output.count += 1
+        counter = batch.infer
+        counter.count += 1
+        counter.ns += infer

@@ -117,7 +117,7 @@ INERT_RUN_KEYS: frozenset[str] = frozenset(
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "cpu.tactic.conv": (
-        "pointwise", "depthwise", "im2col", "padded", "direct", "winograd4", "winograd2", "winograd4-few",
+        "pointwise", "depthwise", "grouped", "im2col", "padded", "direct", "winograd4", "winograd2", "winograd4-few",
         "winograd4-stride2", "winograd2-stride2", "winograd-line8", "winograd-line6",
     ),
     "cpu.tactic.chain": ("auto", "on", "off"),

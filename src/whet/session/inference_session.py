@@ -279,14 +279,15 @@ class InferenceSession:
         feed that does not fit, RuntimeException naming the node that failed, Terminated when stopped.
         """
         short = self._short
-        if short is not None and run_options is None and (not output_names or output_names == short.output_names):
-            found = short.run(input_feed) if type(input_feed) is dict else None
-            if found is not None:
-                return found
-            results = [to_python(v) for v in self._prepare(output_names, input_feed, None)()]
-            short.accept(input_feed)
-            return results
-        return [to_python(v) for v in self._prepare(output_names, input_feed, run_options)()]
+        if short is None:
+            return [to_python(v) for v in self._prepare(output_names, input_feed, run_options)()]
+        state = None if run_options is None else self._run_state(run_options, False)
+        found = short.run(output_names, input_feed, state)
+        if found is not None:
+            return found
+        results = [to_python(v) for v in self._prepare(output_names, input_feed, run_options)()]
+        short.accept(input_feed)
+        return results
 
     def run_with_ort_values(
         self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, OrtValue],

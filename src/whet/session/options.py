@@ -230,11 +230,12 @@ class RunOptions(_CheckedAttributes):
     INERT: tuple[str, ...] = ("log_severity_level", "log_verbosity_level", "logid", "only_execute_path_to_fetches")
     """Options that are accepted and change nothing."""
 
+    log_severity_level = -1
+    log_verbosity_level = 0
+    logid = ""
+    only_execute_path_to_fetches = False
+
     def __init__(self) -> None:
-        self.log_severity_level = -1
-        self.log_verbosity_level = 0
-        self.logid = ""
-        self.only_execute_path_to_fetches = False
         self._cancel = CancelToken()
         self._config: dict[str, str] = {}
 

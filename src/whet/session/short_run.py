@@ -8,12 +8,16 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from whet.graph import Expr, TensorType, Value
+from whet.providers.base import RunState
 from whet.runtime.values import Array
 from whet.session.executor import Executor
 
+SELECTIONS = 64
+"""Lists of output names that are remembered."""
+
 
 class _TakesArrays(Protocol):
-    def run_plain(self, arrays: Sequence[Array]) -> list[Array]: ...
+    def run_plain(self, arrays: Sequence[Array], state: RunState | None = None) -> list[Array]: ...
 
 
 class ShortRun:
@@ -23,11 +27,12 @@ class ShortRun:
     extents, are left to the session: `run` returns None for them.
     """
 
-    __slots__ = ("_count", "_fixed", "_inputs", "_ranks", "_run", "_same", "_shapes", "output_names")
+    __slots__ = ("_count", "_fixed", "_inputs", "_names", "_ranks", "_run", "_same", "_selections", "_shapes")
 
     def __init__(
-        self, run: Callable[[Sequence[Array]], list[Array]], inputs: Sequence[Value], names: list[str]
-    ) -> None:
+        self, run: Callable[[Sequence[Array], RunState | None], list[Array]], inputs: Sequence[Value],
+        names: Sequence[str],
+    ) -> None:  # fmt: skip
         self._run = run
         self._inputs = tuple(
             (v.name, v.type.dtype.numpy) for v in inputs if isinstance(v.type, TensorType) and v.type.dtype is not None
@@ -40,7 +45,8 @@ class ShortRun:
         self._same: list[tuple[int, int, int, int]] = []
         """(input, axis, another input, axis) of free extents that have one name."""
         self._tabulate(inputs)
-        self.output_names = names
+        self._names = tuple(names)
+        self._selections: dict[tuple[Any, ...], tuple[int, ...] | None] = {}
 
     def _tabulate(self, inputs: Sequence[Value]) -> None:
         first: dict[str, tuple[int, int]] = {}
@@ -56,9 +62,12 @@ class ShortRun:
                     if before != (index, axis):
                         self._same.append((*before, index, axis))
 
-    def run(self, feed: Mapping[str, Any]) -> list[Array] | None:
-        """The outputs, or None where this feed needs the session's checks."""
-        if len(feed) != self._count:
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, Any], state: RunState | None) -> list[Array] | None:
+        """The outputs of these names, or None where this call needs the session's checks."""
+        if type(feed) is not dict or len(feed) != self._count:
+            return None
+        chosen = None
+        if names and (chosen := self._chosen(names)) == ():
             return None
         arrays = []
         shapes = []
@@ -81,7 +90,29 @@ class ShortRun:
             if any(given[i][axis] != given[j][other] for i, axis, j, other in self._same):
                 return None
             self._shapes = given
-        return self._run(arrays)
+        if state is not None:
+            state.check()
+        outputs = self._run(arrays, state)
+        return outputs if chosen is None else [outputs[i] for i in chosen]
+
+    def _chosen(self, names: Sequence[str]) -> tuple[int, ...] | None:
+        """The positions of these outputs; None for all in their order, nothing where the session must look."""
+        if type(names) is not tuple and type(names) is not list:
+            return ()
+        key = tuple(names)
+        try:
+            return self._selections[key]
+        except KeyError:
+            pass
+        except TypeError:
+            return ()  # something that is no name
+        known = self._names
+        if any(name not in known for name in key) or len(set(key)) < len(key):
+            return ()
+        chosen = None if key == known else tuple(known.index(name) for name in key)
+        if len(self._selections) < SELECTIONS:
+            self._selections[key] = chosen
+        return chosen
 
     def accept(self, feed: Mapping[str, Any]) -> None:
         """Remember the shapes of a feed that the session has checked and run."""
@@ -97,4 +128,4 @@ def short_run(executor: Executor, inputs: Sequence[Value], names: Sequence[str])
         return None
     if not all(isinstance(v.type, TensorType) and v.type.dtype is not None for v in inputs):
         return None
-    return ShortRun(cast(_TakesArrays, part).run_plain, inputs, list(names))
+    return ShortRun(cast(_TakesArrays, part).run_plain, inputs, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from whet.compiler.fuse import Group
 from whet.compiler.lower.conv_line import emit_line
 from whet.compiler.lower.copy import cast_copy, copy, relayout
+from whet.compiler.lower.dealt import dealt_by_columns
 from whet.compiler.lower.demand import demand
 from whet.compiler.lower.epilogue import Begin, Extra, Finish, finish, takes_group
 from whet.compiler.lower.factors import emit_factored
@@ -30,6 +32,7 @@ from whet.kernels.conv import Conv, Window, choose_conv_tile, pack_conv_weights
 from whet.kernels.conv_padded import ConvPadded, choose_padded_tile
 from whet.kernels.depthwise import Depthwise, choose_depthwise_tile, pack_depthwise_weights
 from whet.kernels.gemm_tile import GemmTile
+from whet.kernels.grouped import Grouped, choose_grouped_tile, pack_grouped_weights
 from whet.kernels.im2col import ConvIm2col
 from whet.kernels.winograd import Winograd, pack_point_weights, pack_tap_weights
 from whet.kernels.winograd_axis import Axis
@@ -376,37 +379,77 @@ def _emit_pointwise(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, do
 def _emit_depthwise(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
     x = channels_last(ctx, x)
     window, image, spatial, steps = _plane(g, x)
-    fixed = _fixed((image[1], spatial[1]))
-    columns = (fixed[0], fixed[1]) if fixed is not None else None
-    height, step = (n if isinstance(n, int) else None for n in (spatial[0], steps[1]))
+    columns, height, step = _fixed_plane(image, spatial, steps)
     tile = choose_depthwise_tile(ctx.target, window, height, columns and columns[1], g.groups, element)
-    add_up = done.sums and element is FLOAT32 and dtype_of(done.result) is FLOAT32
     spec = Depthwise(
         window, g.groups, element, columns, tile.pixels, tile.rows, tile.vectors, done.epilogue, tile.lines, height,
-        step, add_up,
+        step, _adds_up(done, element),
     )  # fmt: skip
-    packed = depthwise_weights(ctx, w, element)
+    spec = replace(spec, by_channels=dealt_by_columns(ctx, x, spec.parts(ctx.target)))
+    _emit_strips(ctx, g, x, depthwise_weights(ctx, w, element), out, done, spec)
+
+
+def _emit_grouped(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: Finish, element: DType) -> None:
+    x = channels_last(ctx, x)
+    window, image, spatial, steps = _plane(g, x)
+    columns, height, step = _fixed_plane(image, spatial, steps)
+    tile = choose_grouped_tile(
+        ctx.target, window, g.groups, g.channels, g.outputs, height, columns and columns[1], element
+    )
+    spec = Grouped(
+        window, g.groups, g.channels, g.outputs, element, columns, tile.pixels, tile.rows, tile.bundles, done.epilogue,
+        tile.lines, height, step, _adds_up(done, element), True,
+    )  # fmt: skip
+    data = w.data
+    assert data is not None
+    lanes, kernel = ctx.target.lanes(element), window.kernel
+
+    def make() -> np.ndarray[Any, Any]:
+        array = data.numpy().astype(element.numpy, copy=False)
+        return pack_grouped_weights(array.reshape(*array.shape[:2], *kernel), g.groups, lanes)
+
+    buffer = ctx.weight(("grouped", data.identity(), g.groups, element.name, lanes), make, element)
+    _emit_strips(ctx, g, x, View(buffer, (buffer.elements,), (1,)), out, done, spec)
+
+
+def _fixed_plane(
+    image: Sequence[Known], out: Sequence[Known], steps: Sequence[Known]
+) -> tuple[tuple[int, int] | None, int | None, int | None]:
+    """(columns of input and output, rows of the output, elements from pixel to pixel), each where it is known."""
+    fixed = _fixed((image[1], out[1]))
+    height, step = (n if isinstance(n, int) else None for n in (out[0], steps[1]))
+    return (fixed[0], fixed[1]) if fixed is not None else None, height, step
+
+
+def _adds_up(done: Finish, element: DType) -> bool:
+    """Whether the step adds its results up for a reader."""
+    return done.sums and element is FLOAT32 and dtype_of(done.result) is FLOAT32
+
+
+def _emit_strips(
+    ctx: Lowering, g: Geometry, x: View, packed: View, out: View, done: Finish, spec: Depthwise | Grouped
+) -> None:  # fmt: skip
+    """Emit a convolution whose kernel works through an image in strips, and adds its results up for a reader."""
+    _, image, spatial, steps = _plane(g, x)
     words: dict[str, Word] = {
         "x": address(x), "x_n": x.strides[0], "x_s0": steps[0], "x_s1": steps[1], "in0": image[0], "in1": image[1],
         "out0": spatial[0], "out1": spatial[1], "w": address(packed),
     }  # fmt: skip
     out_words(words, out)
     finish_words(words, done)
-    channels = ctx.target.lanes(element) * spec.vectors
-    blocks = ceil_div(spatial[0], spec.rows)
-    tiles = g.images * (-(-g.groups // channels)) * blocks
+    blocks, channels = ceil_div(spatial[0], spec.rows), g.groups * g.outputs
     writes = [out]
-    if add_up:
-        parts = ctx.temporary(element, (g.images, blocks, g.groups), label=f"sums of {done.result.name}")
+    if spec.totals:
+        parts = ctx.temporary(spec.dtype, (g.images, blocks, channels), label=f"sums of {done.result.name}")
         words |= {"totals": address(parts), "totals_n": parts.strides[0]}
         writes.append(parts)
         ones, zeros = (1,) * (g.window.rank - 1), (0,) * (g.window.rank - 1)
         # As an image of as many pixels as there are parts.
-        shape, strides = (g.images, g.groups, blocks, *ones), (parts.strides[0], 1, parts.strides[1], *zeros)
+        shape, strides = (g.images, channels, blocks, *ones), (parts.strides[0], 1, parts.strides[1], *zeros)
         ctx.spatial_sums[done.result] = View(parts.buffer, shape, strides)
     ctx.emit(
-        spec, words, tiles, [x, packed, *done.operands], writes, flops=_flops(g),
-        in_place=in_place_pairs(done, out), ops=done.ops, tactic="depthwise",
+        spec, words, g.images * spec.parts(ctx.target) * blocks, [x, packed, *done.operands], writes, flops=_flops(g),
+        in_place=in_place_pairs(done, out), ops=done.ops, tactic=type(spec).__name__.lower(),
     )  # fmt: skip
 
 
@@ -500,6 +543,7 @@ def _emit_line6(ctx: Lowering, g: Geometry, x: View, w: Value, out: View, done: 
 _EMIT: dict[str, Callable[[Lowering, Geometry, View, Value, View, Finish, DType], None]] = {
     "pointwise": _emit_pointwise,
     "depthwise": _emit_depthwise,
+    "grouped": _emit_grouped,
     "im2col": _emit_im2col,
     "padded": _emit_padded,
     "direct": _emit_direct,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from whet.compiler.lower.short_rows import short_rows, short_rows_words
 from whet.compiler.lowering import Lowering
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder
@@ -64,8 +65,11 @@ def copy(ctx: Lowering, source: View, target: View, tape: Tape | None = None) ->
             words[f"{name}_s{d}"] = stride
     for d, extent in enumerate(extents):
         words[f"n{d}"] = extent
+    short = short_rows(ctx, tape or identity(source.element), extents, strides[:1], strides[1:])
+    if short is not None:
+        words, tiles = short_rows_words(extents[0], short.length, [address(source)], [address(target)])
     moved = target.size * (size + target.element.bits // 8)
-    ctx.emit(spec, words, tiles, [source], [target], nbytes=moved, tactic="copy")
+    ctx.emit(short or spec, words, tiles, [source], [target], nbytes=moved, tactic="copy")
 
 
 def cast_copy(ctx: Lowering, view: View, element: DType) -> View:

@@ -9,6 +9,7 @@ from whet.compiler.fuse import Group
 from whet.compiler.lower.copy import relayout
 from whet.compiler.lower.demand import broadcast
 from whet.compiler.lower.scalar_table import SCALAR_RULES
+from whet.compiler.lower.short_rows import short_rows, short_rows_words
 from whet.compiler.lowering import Lowering, dtype_of, shape_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import TapeBuilder, computed, scalar_constant
@@ -169,7 +170,8 @@ def emit_pointwise(ctx: Lowering, tape: Tape, views: Sequence[View], outputs: Se
     strides = [[s[i] for _, s in dims] or [1 if i >= len(sources) else 0] for i in range(len(operands))]
     kinds = [tuple(s if isinstance(s, int) and s in (0, 1) else None for s in row) for row in strides]
     count = len(sources)
-    spec = Pointwise(tape, len(extents), tuple(kinds[:count]), tuple(kinds[count:]))
+    short = short_rows(ctx, tape, extents, strides[:count], strides[count:])
+    spec = short or Pointwise(tape, len(extents), tuple(kinds[:count]), tuple(kinds[count:]))
     words: dict[str, Word] = {"block": BLOCK}
     for index, (view, row) in enumerate(zip(operands, strides, strict=True)):
         name = f"in{index}" if index < count else f"out{index - count}"
@@ -181,6 +183,10 @@ def emit_pointwise(ctx: Lowering, tape: Tape, views: Sequence[View], outputs: Se
     tiles: Known = ceil_div(extents[-1], BLOCK)
     for extent in extents[:-1]:
         tiles = tiles * extent
+    if short is not None:
+        words, tiles = short_rows_words(
+            extents[0], short.length, [address(v) for v in sources], [address(v) for v in outputs]
+        )  # fmt: skip
     steps = max(1, len(tape.steps))
     in_place = [
         (source, out) for source in sources

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from whet.compiler.fuse import Group
 from whet.compiler.lower.along import grid, loop_order, loop_words, loops, tile_for, written
 from whet.compiler.lower.copy import relayout
 from whet.compiler.lower.matmul import same_whole
 from whet.compiler.lower.pointwise import tensor_refusal
 from whet.compiler.lower.rule import Rule
+from whet.compiler.lower.short_rows import BLOCK_ELEMENTS, LEAST_ROWS
 from whet.compiler.lowering import Lowering, dtype_of
 from whet.compiler.step import Word, address
 from whet.compiler.tape import computed
-from whet.compiler.views import View
+from whet.compiler.views import View, hint
 from whet.graph import Node
+from whet.graph.dims import Known, ceil_div
+from whet.kernels.expression import identity
+from whet.kernels.short_rows import is_fast
 from whet.kernels.softmax import COLUMN_VECTORS, Softmax, SoftmaxKind
+from whet.kernels.softmax_short import SoftmaxShort
 
 KINDS: dict[str, SoftmaxKind] = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Hardmax": "hardmax"}
 
@@ -46,6 +53,8 @@ def lower_softmax(ctx: Lowering, node: Node, group: Group | None) -> None:
     with written(ctx, node.output, order, fits) as out:
         dims = loops(x.shape, [x.strides, out.strides], [a for a in order if a != axis])
         length = x.shape[axis]
+        if rows and _emit_short(ctx, KINDS[node.op], x, out, length, dims):
+            return
         fixed = length if isinstance(length, int) else None
         spec = Softmax(KINDS[node.op], x.element, out.element, "rows" if rows else "columns", len(dims), fixed)
         tile = tile_for(length, 1 if rows else COLUMN_VECTORS * ctx.target.lanes(computed(x.element)))
@@ -55,6 +64,25 @@ def lower_softmax(ctx: Lowering, node: Node, group: Group | None) -> None:
         }  # fmt: skip
         in_place = [(x, out)] if same_whole(x, out) and node.op != "Hardmax" else []
         ctx.emit(spec, words, grid(dims, tile), [x], [out], flops=x.size * 16, in_place=in_place)
+
+
+def _emit_short(
+    ctx: Lowering, kind: SoftmaxKind, x: View, out: View, length: Known, dims: Sequence[tuple[Known, Sequence[Known]]]
+) -> bool:  # fmt: skip
+    """Emit the kernel for rows of a few elements where it takes these."""
+    if len(dims) != 1 or kind == "hardmax" or not isinstance(length, int) or x.element is not out.element:
+        return False
+    count, (of, to) = dims[0]
+    if not isinstance(of, int) or not isinstance(to, int) or hint(count) < LEAST_ROWS:
+        return False
+    if not SoftmaxShort.suits(ctx.target, x.element, length, of, to) or not is_fast(ctx.target, identity(x.element)):
+        return False
+    spec = SoftmaxShort(kind, length, of, to, x.element)
+    block = BLOCK_ELEMENTS // length
+    words: dict[str, Word] = {"x": address(x), "out": address(out), "n0": count, "block": block}
+    in_place = [(x, out)] if same_whole(x, out) else []
+    ctx.emit(spec, words, ceil_div(count, block), [x], [out], flops=x.size * 16, in_place=in_place, tactic="softmax")
+    return True
 
 
 def _unit(view: View, axes: list[int]) -> bool:

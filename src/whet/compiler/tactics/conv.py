@@ -12,6 +12,7 @@ from whet.compiler.views import hint
 from whet.dtypes import DType
 from whet.graph.dims import Known
 from whet.kernels.conv import Window
+from whet.kernels.grouped import bundle_of, choose_grouped_tile
 from whet.kernels.winograd_axis import Axis
 from whet.kernels.winograd_few import choose_few_tile
 from whet.kernels.winograd_tile import WEIGHT_CYCLES, choose_line_tile, choose_winograd_tile
@@ -42,6 +43,11 @@ FETCH_SHARE = 0.1
 """Of the shorter of computing and fetching weights, what does not overlap with the other."""
 DEPTHWISE_CYCLES = 0.8
 """For a tap of a vector: loads keep it from the peak."""
+GROUPED_CHANNELS = 64
+"""The most of a group whose vectors of outputs are computed by themselves."""
+PERMUTE_CYCLES, STORE_CYCLES, LEAST_SUMS = 0.25, 2.0, 8
+"""To permute a vector of a few groups' channels; to begin and to write a vector of sums; as many as hide the latency of
+an fma."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,16 @@ def _depthwise_refusal(g: Geometry, env: LowerEnv) -> str | None:
         return "its groups have more than one channel"
     if g.window.rank > 2:
         return "three spatial axes"
+    return None if g.constant else "its weights are not constant"
+
+
+def _grouped_refusal(g: Geometry, env: LowerEnv) -> str | None:
+    if g.groups == 1:
+        return "one group"
+    if g.window.rank > 2:
+        return "three spatial axes"
+    if g.channels > GROUPED_CHANNELS:
+        return f"more than {GROUPED_CHANNELS} channels in a group: a product of each group is as fast"
     return None if g.constant else "its weights are not constant"
 
 
@@ -187,6 +203,27 @@ def _pointwise_ns(g: Geometry, env: LowerEnv) -> float:
 def _depthwise_ns(g: Geometry, env: LowerEnv) -> float:
     vectors = -(-g.groups // env.target.lanes(g.element))
     return _ns(g.pixels * vectors * g.window.taps * DEPTHWISE_CYCLES, g.groups * g.window.taps, g, env)
+
+
+def _grouped_ns(g: Geometry, env: LowerEnv) -> float:
+    lanes, window = env.target.lanes(g.element), g.window
+    bundle = bundle_of(lanes, g.channels, g.outputs)
+    width = g.out[-1] if isinstance(g.out[-1], int) else None
+    height = g.out[0] if window.rank == 2 else 1
+    plane = Window((1, *window.kernel), (1, *window.strides), (1, *window.dilations), (0,) * 4)
+    tile = choose_grouped_tile(
+        env.target, window if window.rank == 2 else plane, g.groups, g.channels, g.outputs,
+        height if isinstance(height, int) else None, width, g.element,
+    )  # fmt: skip
+    vectors = -(-g.groups // bundle.groups) * bundle.vectors
+    # Of a row of taps and a channel, for a pixel.
+    each = window.kernel[-1] / FMA_PER_CYCLE * max(1.0, LEAST_SUMS / (tile.pixels * tile.lines))
+    if bundle.groups > 1:
+        reads = (tile.pixels - 1) * min(window.strides[-1], window.kernel[-1]) + window.kernel[-1]
+        each += PERMUTE_CYCLES * reads / tile.pixels
+    rows = window.taps // window.kernel[-1]
+    cycles = g.pixels * vectors * (rows * g.channels * each + STORE_CYCLES)
+    return _ns(cycles, vectors * lanes * g.channels * window.taps, g, env)
 
 
 def _im2col_ns(g: Geometry, env: LowerEnv) -> float:
@@ -292,4 +329,5 @@ CONV_TACTICS: tuple[Tactic[Geometry], ...] = (
     Tactic("winograd-line8", _line8_refusal, _line8_ns),
     Tactic("winograd-line6", _line6_refusal, _line6_ns),
     Tactic("padded", _padded_refusal, _padded_ns),
+    Tactic("grouped", _grouped_refusal, _grouped_ns),
 )

@@ -238,9 +238,9 @@ class CpuExecutable:
                                   found=found, expected=wanted)  # fmt: skip
         return array.astype(wanted.numpy)
 
-    def run_plain(self, arrays: Sequence[Array]) -> list[Array]:
+    def run_plain(self, arrays: Sequence[Array], state: RunState | None = None) -> list[Array]:
         """The outputs for inputs that are in C order, native and aligned; the shortest way from Python."""
-        return self._run(arrays, None)[0]
+        return self._run(arrays, state)[0]
 
     def _run(self, arrays: Sequence[Array], state: RunState | None) -> tuple[list[Array], tuple[DType, ...]]:
         specialization = self._only or self._specialization(arrays)

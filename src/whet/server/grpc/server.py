@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import grpc
 import grpc.aio
 
@@ -9,6 +12,7 @@ from whet.errors import EPFail, InvalidArgument, NoSuchFile
 from whet.server.access import Access
 from whet.server.data_plane import DataPlane
 from whet.server.grpc.service import GrpcService
+from whet.server.listener import keep_out
 from whet.server.options import ServerOptions
 
 UNLIMITED = -1
@@ -29,6 +33,20 @@ KEEPALIVE_S = 60
 """A connection that was silent for so long is asked whether its client is still there, and closed where it is not."""
 
 KEEPALIVE_ANSWER_S = 20
+
+REFUSE_S = 5.0
+"""How long a server that stops waits for its clients to hear of it."""
+
+QUIET_S = 0.2
+"""Clients that sent nothing for so long have heard of it, or have nothing to send."""
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """False where a client went away while its answer was being sent: grpcio logs that, with a traceback."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
 
 
 def channel_options(body_bytes: int) -> list[tuple[str, int]]:
@@ -76,9 +94,22 @@ class GrpcServer:
     async def start(self) -> None:
         await self._server.start()
 
+    async def refuse(self) -> None:
+        """Refuse new calls, let streams end; return when no client brings more, or has had the time to hear of it.
+
+        Before `stop`: grpcio cancels what its clients have sent and it has not handed out yet, without a word.
+        """
+        loop, service = asyncio.get_running_loop(), self._service
+        end = loop.time() + REFUSE_S
+        service.closing.set()
+        await keep_out(self.port)
+        seen = -1
+        while (seen != service.inferences or service.streams) and loop.time() < end:
+            seen = service.inferences
+            await asyncio.sleep(QUIET_S)
+
     async def stop(self, drain_s: float) -> None:
-        """Take no new calls; return when those that run are answered, at most `drain_s` later."""
-        self._service.closing.set()
+        """Close the port; return when calls that run are answered, at most `drain_s` later."""
         await self._server.stop(drain_s)
 
 

@@ -16,11 +16,13 @@ import grpc.aio
 from whet.errors import WhetError
 from whet.server.access import Access
 from whet.server.data_plane import DataPlane
-from whet.server.errors import Cancelled, Unsupported, grpc_code
+from whet.server.errors import Cancelled, ShuttingDown, Unsupported, grpc_code
 from whet.server.grpc.calls import HEALTH, SERVICE, Calls
-from whet.server.grpc.convert import ModelInferResponse, read_request, write_response
+from whet.server.grpc.convert import LONGEST_S, ModelInferResponse, read_request, write_response
+from whet.server.grpc.forms import RequestForms, ResponseForms
 from whet.server.grpc.stream import answer_stream, told
 from whet.server.protocol.messages import message, parse, service_methods
+from whet.server.request import InferRequest, InferResponse
 from whet.server.tracing import take_context
 
 LOGGER = logging.getLogger("whet.server.grpc")
@@ -31,12 +33,17 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class GrpcService:
-    """The handlers of one server. `closing`: set it, and streams answer what they have read and end."""
+    """The handlers of one server. `closing`: set it, and streams answer what they have been sent and end, and unary
+    inferences are refused. `inferences`: how many unary ones came; `streams`: how many are open."""
 
     def __init__(self, plane: DataPlane, access: Access) -> None:
         self._plane = plane
         self._calls = Calls(plane, access)
         self.closing = asyncio.Event()
+        self.inferences = 0
+        self.streams = 0
+        self._requests = RequestForms()
+        self._responses = ResponseForms()
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What a server is given."""
@@ -57,15 +64,33 @@ class GrpcService:
         )
 
     async def _infer(self, content: bytes, context: Context) -> bytes:
+        self.inferences += 1
         try:
-            request = read_request(parse(ModelInferRequest, content), time.monotonic_ns(), context.time_remaining())
+            if self.closing.is_set():
+                raise ShuttingDown("the server is shutting down", hint="Ask another one.")
+            request = self._read(content, context.time_remaining())
             if self._plane.tracing:
                 take_context(request, context.invocation_metadata() or ())
             response = await self._plane.infer(request)
-            return write_response(response).SerializeToString()  # type: ignore[no-any-return]
+            return self._responses.write(response) or self._write(response)
         except Exception as error:
             await _fail(context, error, "ModelInfer")
             raise
+
+    def _read(self, content: bytes, remaining_s: float | None) -> InferRequest:
+        received = time.monotonic_ns()
+        request = self._requests.read(content, received)
+        if request is None:
+            request = read_request(parse(ModelInferRequest, content), received, remaining_s)
+            self._requests.learn(content, request)
+        elif remaining_s is not None and remaining_s < LONGEST_S:
+            request.deadline_ns = received + int(remaining_s * 1e9)
+        return request
+
+    def _write(self, response: InferResponse) -> bytes:
+        content: bytes = write_response(response).SerializeToString()
+        self._responses.learn(content, response)
+        return content
 
     async def _infer_stream(self, requests: object, context: Context) -> None:
         given = dict(context.invocation_metadata() or ())
@@ -84,7 +109,11 @@ class GrpcService:
                 known = ModelInferResponse(id=proto.id, model_name=proto.model_name, model_version=proto.model_version)
                 return known, error
 
-        error = await answer_stream(context, answer, self.closing, ends_at_error)
+        self.streams += 1
+        try:
+            error = await answer_stream(context, answer, self.closing, ends_at_error)
+        finally:
+            self.streams -= 1
         if error is not None:
             await _fail(context, error, "ModelStreamInfer")
 

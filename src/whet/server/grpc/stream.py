@@ -23,6 +23,12 @@ MAX_IN_FLIGHT = 256
 
 Task: TypeAlias = "asyncio.Task[tuple[Any, Exception | None]]"
 
+QUIET_S = 0.1
+"""A stream that brought nothing for so long brings nothing that was sent before its server began to stop."""
+
+REST_S = 1.0
+"""A stream that brings more all the time is not read for longer."""
+
 FINAL = "triton_final_response"
 
 Answer = Callable[[bytes], Awaitable["tuple[Any, Exception | None]"]]
@@ -39,14 +45,18 @@ async def answer_stream(
 ) -> Exception | None:
     """Answer the stream's requests until the client has no more. Returns the error with which the stream ends.
 
-    When `closing` is set, nothing more is read; what was read is answered. Whatever ends this early stops the work.
+    When `closing` is set, what the client has sent is read and answered; then the stream ends. Whatever ends this
+    early stops the work.
     """
     running: asyncio.Queue[Task | None] = asyncio.Queue(MAX_IN_FLIGHT)
     pending: set[Task] = set()
     loop = asyncio.get_running_loop()
+    came = loop.time()
 
     async def read_all() -> None:
+        nonlocal came
         while (content := await context.read()) is not grpc.aio.EOF:
+            came = loop.time()
             task: Task = loop.create_task(answer(content))  # type: ignore[arg-type]
             pending.add(task)
             task.add_done_callback(pending.discard)
@@ -57,6 +67,9 @@ async def answer_stream(
         closed = loop.create_task(closing.wait())
         try:
             await asyncio.wait((reading, closed), return_when=asyncio.FIRST_COMPLETED)
+            end = loop.time() + REST_S
+            while not reading.done() and (now := loop.time()) < end and (running.full() or now - came < QUIET_S):
+                await asyncio.wait((reading,), timeout=QUIET_S / 2)
         finally:
             reading.cancel()
             closed.cancel()

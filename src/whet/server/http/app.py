@@ -31,6 +31,7 @@ from whet.server.tracing import take_context
 _GONE: type[Exception] = vars(rsgi)["ProtocolClosed"]
 
 BINARY = ("content-type", "application/octet-stream")
+CLOSE = ("connection", "close")
 HEADER_LENGTH = "inference-header-content-length"
 
 IN_THREAD = 1 << 20
@@ -46,8 +47,7 @@ Page = Callable[[Any, Any], Awaitable[None]]
 class HttpApp:
     """KServe v2 over HTTP. `pages`: further addresses by their first part, such as "" for `/` and `static`.
 
-    `closing` refuses what comes from now on and lets what is being read come to its answer. One `watch` may serve
-    several applications.
+    `closing` makes every answer the last one of its connection. One `watch` may serve several applications.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class HttpApp:
         self._reading = watch.reading
         self._computing = watch.computing
         self._body_bytes = body_bytes
-        self._calls = Calls(plane, access, origin or OriginCheck())
+        self._origin = origin or OriginCheck()
+        self._is_local = self._origin.is_local
+        self._calls = Calls(plane, access, self._origin)
         self.pages: dict[str, Page] = {"metrics": self._metrics, **(pages or {})}
         self.closing = False
 
@@ -74,14 +76,16 @@ class HttpApp:
                 await self._other(scope, protocol, path, task)
         except asyncio.CancelledError:
             if task in self._watch.late:
-                _fail(protocol, BodyTimeout("the body did not arrive in time"), scope)
+                self._fail(protocol, BodyTimeout("the body did not arrive in time"), scope)
+            elif task in self._watch.overdue:
+                self._fail(protocol, ShuttingDown("the server stopped before the answer was ready"), scope)
             elif task not in self._watch.gone:
                 raise
         except _GONE:
             # Half of a body came. Whoever still listens is told.
-            _fail(protocol, InvalidArgument("the body is shorter than its Content-Length"), scope)
+            self._fail(protocol, InvalidArgument("the body is shorter than its Content-Length"), scope)
         except Exception as error:
-            _fail(protocol, error, scope)
+            self._fail(protocol, error, scope)
         finally:
             self._computing.pop(task, None)
             if self._watch.late or self._watch.gone:
@@ -91,10 +95,10 @@ class HttpApp:
     async def _infer(self, scope: Any, protocol: Any, parts: list[str], task: Any) -> None:
         received = time.monotonic_ns()
         plane = self._plane
-        if self.closing:
-            raise ShuttingDown("the server is shutting down", hint="Ask another one.")
         headers = scope.headers
         name, version = _model_of(parts)
+        if self._is_local and headers.get("origin") is not None:
+            self._origin.check_local("infer", headers, scope.authority)
         body = await self._body(headers, protocol, task)
         length = headers.get(HEADER_LENGTH)
         self._computing[task] = (protocol, self._watch.tick)
@@ -108,7 +112,7 @@ class HttpApp:
             apply_parameters(request)
         if plane.tracing:
             take_context(request, headers.items())
-        response = await plane.infer(request)
+        response = plane.infer_at_once(request) or await plane.infer(request)
         if _size(response) < IN_THREAD:
             content, head = write_response(response, binary, all_binary)
         else:
@@ -120,34 +124,48 @@ class HttpApp:
             if smaller is not None:
                 content = smaller
                 answer += [("content-encoding", encoding), ("vary", "accept-encoding")]
+        if self.closing:
+            answer.append(CLOSE)
         protocol.response_bytes(200, answer, content)
 
     async def _other(self, scope: Any, protocol: Any, path: str, task: Any) -> None:
         if len(path) > MAX_PATH:
             raise NoSuchAddress("the address is too long", found=f"{len(path)} characters", expected=f"{MAX_PATH}")
+        self._origin.check_local(path, scope.headers, scope.authority)
         page = self.pages.get(path.split("/", 2)[1] if path[:1] == "/" else "-")
         if page is not None:
             await page(scope, protocol)
             return
         route, names = find_route(path)
+        last = [CLOSE] if self.closing else []
         method = scope.method
         if method == "OPTIONS":
-            protocol.response_empty(204, [("allow", route.allow)])
+            protocol.response_empty(204, [("allow", route.allow), *last])
             return
         call = find_call(route, method, path)
         headers = scope.headers
         if call.is_admin:
             self._calls.allow(call, headers, scope.authority)
         body = await self._body(headers, protocol, task) if method == "POST" else b""
-        if self.closing and call.body:
-            raise ShuttingDown("the server is shutting down", hint="Ask another one.")
         # A load or unload goes on when its client is gone: a repository half changed helps nobody.
         asked = Asked(names, headers, scope.authority, body)
         document = await self._calls.by_name[call.name](asked)
         if document is None:
-            protocol.response_empty(200, [])
+            protocol.response_empty(200, last)
         else:
-            protocol.response_bytes(200, [JSON], orjson.dumps(document))
+            protocol.response_bytes(200, [JSON, *last], orjson.dumps(document))
+
+    def _fail(self, protocol: Any, error: Exception, scope: Any) -> None:
+        kind = scope.headers.get("content-type")
+        # Here, and not before the body is read: only who is wrong pays for it.
+        if kind is not None and kind[:10].lower() == "multipart/" and type(error) is InvalidArgument:
+            error = UnsupportedMediaType(
+                "the body's Content-Type is not read here", found=kind, expected="JSON, or JSON and binary tensors"
+            )
+        status, headers, content = failure(error, f"{scope.method} {scope.path}")
+        if self.closing and CLOSE not in headers:
+            headers.append(CLOSE)
+        protocol.response_bytes(status, headers, content)
 
     async def _metrics(self, scope: Any, protocol: Any) -> None:
         scrape = self._plane.metrics
@@ -161,11 +179,6 @@ class HttpApp:
         most = self._body_bytes
         if length is not None and int(length) > most:
             raise PayloadTooLarge("the body is too large", found=f"{length} bytes", expected=f"at most {most}")
-        kind = headers.get("content-type")
-        if kind is not None and kind[:10].lower() == "multipart/":
-            raise UnsupportedMediaType(
-                "the body's Content-Type is not read here", found=kind, expected="JSON, or JSON and binary tensors"
-            )
         self._reading[task] = self._watch.tick
         try:
             # hyper takes Content-Length away where Transfer-Encoding is there, too: such a body has no known end.
@@ -209,9 +222,7 @@ def _header_length(text: str) -> int:
 
 
 def _size(response: InferResponse) -> int:
-    return sum([o.array.nbytes for o in response.outputs])
-
-
-def _fail(protocol: Any, error: Exception, scope: Any) -> None:
-    status, headers, content = failure(error, f"{scope.method} {scope.path}")
-    protocol.response_bytes(status, headers, content)
+    size = 0
+    for output in response.outputs:
+        size += output.array.nbytes
+    return size

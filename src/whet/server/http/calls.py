@@ -54,7 +54,8 @@ class Calls:
             "logs": self._logs,
             "change_logs": self._change_logs,
             "openapi": self._openapi,
-            "unsupported": self._unsupported,
+            "no_shared_memory": self._no_shared_memory,
+            "no_generate": self._no_generate,
         }
 
     def allow(self, call: Call, headers: Any, authority: str | None) -> None:
@@ -136,8 +137,11 @@ class Calls:
     async def _openapi(self, asked: Asked) -> Any:
         return openapi_document(ROUTES)
 
-    async def _unsupported(self, asked: Asked) -> None:
-        raise Unsupported("this server does not have this call; tensors travel in requests and answers, whole")
+    async def _no_shared_memory(self, asked: Asked) -> None:
+        raise Unsupported("this server does not have shared memory", hint="Send tensors in the request.")
+
+    async def _no_generate(self, asked: Asked) -> None:
+        raise Unsupported("this server does not generate text", found=asked.names["model"], hint="Call infer.")
 
 
 def _parameters(document: dict[str, Any], what: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class MethodNotAllowed(InvalidArgument):
     """The address is there, and not for this method. `allow`: the methods that it is for."""
 
     def __init__(self, method: str, path: str, allow: str) -> None:
-        super().__init__("this address does not take the method", value=path, found=method, expected=allow)
+        super().__init__("this address does not take the method", value=path, found=method[:40], expected=allow)
         self.allow = allow
 
 

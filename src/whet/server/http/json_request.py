@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
-import numpy as np
 import orjson
 
 from whet.errors import InvalidArgument
-from whet.server.datatypes import BYTES, Datatype, datatype
+from whet.server.datatypes import Datatype, datatype
+from whet.server.http.json_elements import array_of
+from whet.server.http.large_json import LARGE, NumberList, cut_lists
 from whet.server.parameters import tensor_parameters
 from whet.server.request import NO_PARAMETERS, Array, InferRequest, InputTensor, RequestedOutput
-from whet.server.tensor_bytes import check_shape, elements, from_bytes
+from whet.server.tensor_bytes import check_shape, from_bytes
 
 MAX_DEPTH = 100
 
@@ -33,6 +35,8 @@ def _is_flat_enough(document: Any) -> bool:
 
 
 _NESTING = frozenset((list, dict))
+_NO_LISTS: Mapping[str, NumberList] = {}
+_NOTHING = memoryview(b"")
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -41,7 +45,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidArgument("the body is not valid JSON", found=str(error)) from error
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and not _is_flat_enough(document):
+    # Each level takes two bytes.
+    if len(body) > 2 * MAX_DEPTH and body.count(b"[") + body.count(b"{") > MAX_DEPTH and not _is_flat_enough(document):
         raise InvalidArgument("the body is nested too deeply", expected=f"at most {MAX_DEPTH} levels")
     if not isinstance(document, dict):
         raise InvalidArgument("the body is not a JSON object", found=type(document).__name__)
@@ -56,7 +61,7 @@ def read_request(
     `header_bytes`: the length of the JSON part where binary tensors follow it.
     """
     if header_bytes is None:
-        head, rest = body, memoryview(b"")
+        head, rest = body, _NOTHING
     else:
         if not 0 <= header_bytes <= len(body):
             raise InvalidArgument(
@@ -65,6 +70,9 @@ def read_request(
             )  # fmt: skip
         view = memoryview(body)
         head, rest = bytes(view[:header_bytes]), view[header_bytes:]
+    lists: Mapping[str, NumberList] = _NO_LISTS
+    if len(head) >= LARGE:
+        head, lists = cut_lists(head)
     document = parse_json(head)
     inputs_json = document.get("inputs")
     if not isinstance(inputs_json, list):
@@ -72,12 +80,15 @@ def read_request(
     inputs = []
     at = 0
     for entry in inputs_json:
-        tensor, at = _input(entry, rest, at)
+        tensor, at = _input(entry, rest, at, lists)
         inputs.append(tensor)
     if at != len(rest):
         raise InvalidArgument("binary data is left over behind the last tensor", found=f"{len(rest) - at} bytes")
-    parameters = _parameters(document.get("parameters"), "request")
-    outputs, binary = _outputs(document.get("outputs"))
+    # What most requests do not have is not worth a call.
+    given = document.get("parameters")
+    parameters = NO_PARAMETERS if given is None else _parameters(given, "request")
+    given = document.get("outputs")
+    outputs, binary = ((), {}) if given is None else _outputs(given)
     request_id = document.get("id", "")
     if not isinstance(request_id, str):
         raise InvalidArgument("`id` is a string", found=type(request_id).__name__)
@@ -94,8 +105,6 @@ def _parameters(given: Any, where: str) -> Mapping[str, Any]:
 
 
 def _outputs(given: Any) -> tuple[tuple[RequestedOutput, ...], dict[str, bool]]:
-    if given is None:
-        return (), {}
     if not isinstance(given, list):
         raise InvalidArgument("`outputs` is a list", found=type(given).__name__)
     outputs, binary = [], {}
@@ -114,18 +123,15 @@ def _outputs(given: Any) -> tuple[tuple[RequestedOutput, ...], dict[str, bool]]:
     return tuple(outputs), binary
 
 
-def _shape(given: Any, name: str) -> tuple[int, ...]:
-    if not isinstance(given, list):
-        raise InvalidArgument("`shape` is a list of extents", value=name, found=type(given).__name__)
-    return check_shape(given, name)
-
-
-def _input(entry: Any, rest: memoryview, at: int) -> tuple[InputTensor, int]:
+def _input(entry: Any, rest: memoryview, at: int, lists: Mapping[str, NumberList]) -> tuple[InputTensor, int]:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str):
         raise InvalidArgument("an input is an object with a name", found=type(entry).__name__)
     kind = datatype(entry.get("datatype"), name)
-    shape = _shape(entry.get("shape"), name)
+    extents = entry.get("shape")
+    if not isinstance(extents, list):
+        raise InvalidArgument("`shape` is a list of extents", value=name, found=type(extents).__name__)
+    shape = check_shape(extents, name)
     parameters = entry.get("parameters")
     if parameters:
         tensor_parameters(_parameters(parameters, "tensor"), name)
@@ -141,14 +147,17 @@ def _input(entry: Any, rest: memoryview, at: int) -> tuple[InputTensor, int]:
                     expected=f"at most {len(rest) - at}",
                 )
             return InputTensor(name, kind, from_bytes(rest[at : at + size], kind, shape, name)), at + size
-    return InputTensor(name, kind, from_list(entry.get("data"), kind, shape, name)), at
+    data = entry.get("data")
+    if lists and type(data) is str and data in lists:
+        return InputTensor(name, kind, lists[data].array(kind, shape, name)), at
+    return InputTensor(name, kind, from_list(data, kind, shape, name)), at
 
 
 def from_list(data: Any, kind: Datatype, shape: tuple[int, ...], name: str) -> Array:
     """A tensor of JSON data: a flat or nested list in row-major order."""
     if not isinstance(data, list):
         raise InvalidArgument("an input's `data` is a list", value=name, found=type(data).__name__)
-    count = elements(shape)
+    count = prod(shape)
     flat = _flat(data, name) if data and type(data[0]) is list else data
     if len(flat) != count:
         raise InvalidArgument(
@@ -157,7 +166,7 @@ def from_list(data: Any, kind: Datatype, shape: tuple[int, ...], name: str) -> A
             found=f"{len(flat)} elements",
             expected=f"{count} for {list(shape)}",
         )
-    return _array(flat, kind, name).reshape(shape)
+    return array_of(flat, kind, name).reshape(shape)
 
 
 def _flat(data: list[Any], name: str) -> list[Any]:
@@ -171,42 +180,3 @@ def _flat(data: list[Any], name: str) -> list[Any]:
             flat += part
         data = flat
     return data
-
-
-def _array(flat: list[Any], kind: Datatype, name: str) -> Array:
-    allowed = _ALLOWED[kind.dtype.kind]
-    if not set(map(type, flat)) <= allowed:
-        wrong = next(v for v in flat if type(v) not in allowed)
-        raise InvalidArgument("an element has the wrong JSON type", value=name, found=repr(wrong), expected=kind.name)
-    if kind is BYTES:
-        out = np.empty(len(flat), object)
-        out[:] = [_utf8(v, name) for v in flat]
-        return out
-    try:
-        if kind.dtype.kind == "float":
-            return (
-                np.array(flat, np.float64).astype(kind.dtype.numpy)
-                if kind.name != "FP32"
-                else np.array(flat, np.float32)
-            )
-        return np.array(flat, kind.dtype.numpy)
-    except OverflowError as error:
-        raise InvalidArgument(
-            "an element does not fit the datatype", value=name, found=str(error), expected=kind.name
-        ) from error
-
-
-_ALLOWED: dict[str, frozenset[type]] = {
-    "float": frozenset((int, float)),
-    "int": frozenset((int,)),
-    "uint": frozenset((int,)),
-    "bool": frozenset((bool,)),
-    "string": frozenset((str,)),
-}
-
-
-def _utf8(text: str, name: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgument("an element is not valid Unicode", value=name, found=str(error)) from error

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import orjson
 
 from whet.errors import InvalidArgument
-from whet.server.datatypes import BYTES
+from whet.server.datatypes import BY_NAME, BYTES
+from whet.server.http.large_json import write_list
 from whet.server.request import InferResponse, OutputTensor
 from whet.server.tensor_bytes import to_bytes
+
+_HALVES = (BY_NAME["FP16"], BY_NAME["BF16"])
+
+LONG = 1 << 16
+"""Elements from which a list is written in steps."""
+
+MARK = os.urandom(12).hex()
+"""Stands for a long list until it is written. No answer can hold it: it is another text in each process."""
 
 
 def write_response(response: InferResponse, binary: Mapping[str, bool], all_binary: bool) -> tuple[bytes, int | None]:
@@ -21,6 +32,7 @@ def write_response(response: InferResponse, binary: Mapping[str, bool], all_bina
     """
     parts: list[bytes | memoryview] = []
     outputs = []
+    long: list[Any] = []
     for tensor in response.outputs:
         entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype.name, "shape": tensor.array.shape}
         if binary.get(tensor.name, all_binary):
@@ -28,7 +40,11 @@ def write_response(response: InferResponse, binary: Mapping[str, bool], all_bina
             entry["parameters"] = {"binary_data_size": len(raw)}
             parts.append(raw)
         else:
-            entry["data"] = _data(tensor)
+            data = _data(tensor)
+            if tensor.array.size >= LONG and tensor.datatype is not BYTES:
+                long.append(data)
+                data = MARK
+            entry["data"] = data
         outputs.append(entry)
     document: dict[str, Any] = {"model_name": response.model, "model_version": response.version}
     if response.id:
@@ -37,6 +53,9 @@ def write_response(response: InferResponse, binary: Mapping[str, bool], all_bina
         document["parameters"] = response.parameters
     document["outputs"] = outputs
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if long:
+        between = head.split(orjson.dumps(MARK))
+        head = b"".join([*chain.from_iterable(zip(between, map(write_list, long), strict=False)), between[-1]])
     if not parts:
         return head, None
     return b"".join((head, *parts)), len(head)
@@ -44,11 +63,12 @@ def write_response(response: InferResponse, binary: Mapping[str, bool], all_bina
 
 def _data(tensor: OutputTensor) -> Any:
     array = tensor.array
-    if tensor.datatype is BYTES:
+    kind = tensor.datatype
+    if kind is BYTES:
         return [_text(e, tensor.name) for e in array.reshape(-1)]
-    if array.dtype.kind == "V" or (array.dtype.itemsize == 2 and tensor.datatype.dtype.is_float):
+    if kind in _HALVES:
         array = array.astype(np.float32)
-    return np.ascontiguousarray(array).reshape(-1)
+    return array.ravel()
 
 
 def _text(element: Any, name: str) -> str:

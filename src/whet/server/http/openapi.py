@@ -7,6 +7,7 @@ from typing import Any
 
 from whet.server.datatypes import BY_NAME
 from whet.server.http.routes import Call, Route
+from whet.server.settings import LARGEST, LEVELS
 from whet.version import __version__
 
 Schema = dict[str, Any]
@@ -36,6 +37,18 @@ def _object(properties: Schema, required: Iterable[str] = (), closed: bool = Fal
 
 def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items}
+
+
+_LEVEL: Schema = {"enum": list(LEVELS)}
+_DEFAULT: Schema = {"type": "null"}
+
+
+def _setting(least: int) -> Schema:
+    """A number, which Triton's clients send as a string, alone or in a list."""
+    digits = "[1-9][0-9]{0,17}"
+    pattern = {1: f"^{digits}$", 0: f"^(0|{digits})$", -1: f"^(-1|0|{digits})$"}[least]
+    number = [{"type": "integer", "minimum": least, "maximum": LARGEST}, {"type": "string", "pattern": pattern}]
+    return {"oneOf": [*number, {"type": "array", "items": {"oneOf": number}, "minItems": 1, "maxItems": 1}, _DEFAULT]}
 
 
 _TENSOR_METADATA = _object(
@@ -140,7 +153,18 @@ SCHEMAS: dict[str, Schema] = {
             "trace_mode": _TEXT,
         }
     ),
-    "TraceChanges": {"description": "Settings by name; null goes back to the default.", "type": "object"},
+    "TraceChanges": {
+        "description": "Settings by name; null goes back to the default.",
+        **_object(
+            {
+                "trace_level": {"oneOf": [_LEVEL, {"type": "array", "items": _LEVEL, "minItems": 1}, _DEFAULT]},
+                "trace_rate": _setting(1),
+                "trace_count": _setting(-1),
+                "log_frequency": _setting(0),
+            },
+            closed=True,
+        ),
+    },
     "LogSettings": _object(
         {
             "log_file": _TEXT,
@@ -151,7 +175,19 @@ SCHEMAS: dict[str, Schema] = {
             "log_format": {"enum": ["default", "ISO8601", "json"]},
         }
     ),
-    "LogChanges": {"description": "Settings by name.", "type": "object"},
+    "LogChanges": {
+        "description": "Settings by name.",
+        **_object(
+            {
+                "log_info": {"type": "boolean"},
+                "log_warning": {"type": "boolean"},
+                "log_error": {"type": "boolean"},
+                "log_verbose_level": {"type": "integer", "minimum": 0, "maximum": 99},
+                "log_format": {"enum": ["default", "ISO8601", "json"]},
+            },
+            closed=True,
+        ),
+    },
 }
 
 ERRORS: dict[str, str] = {
@@ -194,10 +230,8 @@ def _operation(route: Route, method: str, call: Call) -> Schema:
             for part in route.parts
             if part[:1] == "{"
         ],
-        "responses": {code: {"$ref": f"#/components/responses/{code}"} for code in ERRORS},
+        "responses": {"200": good, **{code: {"$ref": f"#/components/responses/{code}"} for code in ERRORS}},
     }
-    if call.name != "unsupported":
-        operation["responses"]["200"] = good
     if call.body:
         operation["requestBody"] = {"required": call.body == "InferRequest", "content": _content(call.body)}
     if call.is_admin:
@@ -206,7 +240,7 @@ def _operation(route: Route, method: str, call: Call) -> Schema:
 
 
 def document(routes: Iterable[Route]) -> Schema:
-    """The document."""
+    """The document. It leaves out the addresses where every answer is a refusal."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -217,6 +251,7 @@ def document(routes: Iterable[Route]) -> Schema:
         "paths": {
             route.path: {method.lower(): _operation(route, method, call) for method, call in route.calls.items()}
             for route in routes
+            if route.is_served
         },
         "components": {
             "schemas": SCHEMAS,

@@ -10,9 +10,10 @@ from whet.server.http.failures import MethodNotAllowed, NoSuchAddress
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a method does at an address: a name of `calls.py`, or `infer`. `is_admin`: it changes the server.
+    """What a method does at an address: a name of `calls.py` (`no_...` only refuses), or `infer`.
 
-    `summary`, and `body` and `answer` (names of the document's schemas, "" for none), are for the OpenAPI document.
+    `is_admin`: it changes the server. `summary`, and `body` and `answer` (names of the document's schemas, "" for
+    none), are for the OpenAPI document.
     """
 
     name: str
@@ -34,6 +35,11 @@ class Route:
         return tuple(self.path.split("/")[1:])
 
     @property
+    def is_served(self) -> bool:
+        """False where every call is refused: what the server does not have, and repositories that are named."""
+        return "{repository}" not in self.path and all(c.name[:3] != "no_" for c in self.calls.values())
+
+    @property
     def allow(self) -> str:
         methods = [*self.calls, "OPTIONS"]
         if "GET" in self.calls:
@@ -49,7 +55,7 @@ MODEL_READY = {"GET": Call("model_ready", "Whether a model answers")}
 CONFIG = {"GET": Call("model_config", "The complete configuration of a model", "ModelConfig")}
 STATISTICS = {"GET": Call("statistics", "What models did so far", "Statistics")}
 INFER = {"POST": Call("infer", "Run a model", "InferResponse", "InferRequest")}
-NO_GENERATE = {"POST": Call("unsupported", "Not supported: text generation", body="Anything")}
+NO_GENERATE = {"POST": Call("no_generate", "Not supported: text generation", body="Anything")}
 INDEX = {"POST": Call("index", "The model versions of the repository", "RepositoryIndex", "IndexRequest")}
 LOAD = {"POST": Call("load", "Load a model, or load it anew", body="LoadRequest", is_admin=True)}
 UNLOAD = {"POST": Call("unload", "Stop serving a model", body="UnloadRequest", is_admin=True)}
@@ -61,8 +67,8 @@ LOGS = {
     "GET": Call("logs", "The log settings", "LogSettings"),
     "POST": Call("change_logs", "Change the log settings", "LogSettings", "LogChanges", is_admin=True),
 }
-NO_SHARED_MEMORY = {"GET": Call("unsupported", "Not supported: shared memory")}
-NO_SHARED_MEMORY_CHANGES = {"POST": Call("unsupported", "Not supported: shared memory", body="Anything")}
+NO_SHARED_MEMORY = {"GET": Call("no_shared_memory", "Not supported: shared memory")}
+NO_SHARED_MEMORY_CHANGES = {"POST": Call("no_shared_memory", "Not supported: shared memory", body="Anything")}
 OPENAPI = {"GET": Call("openapi", "This document", "Anything")}
 
 # The first that fits is taken: `/v2/models/stats` is no model.

@@ -14,6 +14,7 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from whet.errors import EPFail, InvalidArgument, NoSuchFile
+from whet.server.listener import keep_out
 
 HEADER_BYTES = 64 << 10
 """The most that the headers of a request take."""
@@ -25,7 +26,7 @@ BACKLOG = 4096
 
 
 class HttpServer:
-    """An RSGI application on a port. `start`, then `stop`."""
+    """An RSGI application on a port. `start`, then `keep_out`, then `stop`."""
 
     def __init__(
         self, app: Any, host: str, port: int, certificate: Path | None = None, key: Path | None = None,
@@ -41,13 +42,18 @@ class HttpServer:
             ssl_client_verify=client_ca is not None,
         )  # fmt: skip
         self._running: asyncio.Task[None] | None = None
+        self.port = port
 
     def start(self) -> None:
         """Listen."""
         self._running = asyncio.create_task(self._server.serve())
 
+    async def keep_out(self) -> None:
+        """Take no new connections; return when every one that a client has open is taken."""
+        await keep_out(self.port)
+
     async def stop(self, within_s: float) -> None:
-        """Close the port; what is being written is written. Connections that linger are cut after `within_s`."""
+        """Close the port and idle connections; what is being answered is. What lingers is cut after `within_s`."""
         if self._running is not None:
             self._server.stop()  # type: ignore[no-untyped-call]
             await asyncio.wait({self._running}, timeout=within_s)

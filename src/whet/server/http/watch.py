@@ -28,6 +28,8 @@ class Watch:
         """Tasks that were cancelled because their body was too slow."""
         self.gone: set[Task] = set()
         """Tasks that were cancelled because their client went away."""
+        self.overdue: set[Task] = set()
+        """Tasks that were cancelled because the server stops and waits no longer."""
         self._body_ticks = max(2, round(body_s / TICK_S) + 1)
         self._watchers: dict[Task, Task] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -45,6 +47,12 @@ class Watch:
             self._timer.cancel()
         for watcher in self._watchers.values():
             watcher.cancel()
+
+    def end_all(self) -> None:
+        """End every request that is still in flight; it is told why."""
+        for task in (*self.reading, *self.computing):
+            self.overdue.add(task)
+            task.cancel()
 
     def _beat(self) -> None:
         self.start()

@@ -6,7 +6,8 @@ Every metric is a line of a table here. The hot path knows nothing of this: it a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from whet.providers.base import MemoryUse
 from whet.server.data_plane import DataPlane
@@ -19,6 +20,9 @@ from whet.version import __version__
 
 FAILURE_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 """Triton's reasons. Each is there from the start, at 0: a rate over a series that appears late misses its start."""
+
+TURN_NS = 300_000
+"""A scrape leaves the event loop to others when it has had it for so long; it then waits for its next turn."""
 
 MEMORY_MODELS = 8
 """Models whose memory is looked up anew in a scrape; the others keep their last figures until it is their turn."""
@@ -102,10 +106,31 @@ class Metrics:
 
     async def scrape(self, accept: str = "") -> tuple[str, bytes]:
         """The content type and the text, in the format that the Accept header prefers."""
-        models = [m for _, versions in sorted(self._plane.models.items()) for _, m in sorted(versions.items())]
+        machine, gpus = await self.read(self._machine)
+        out = Exposition(accept)
+        since = time.monotonic_ns()
+        for _ in self._write(out, self._models(), machine, gpus):
+            # The text of many models takes milliseconds: requests go on between its parts.
+            if time.monotonic_ns() - since > TURN_NS:
+                await asyncio.sleep(0)
+                since = time.monotonic_ns()
+        return out.content_type, out.content()
+
+    async def read(self, machine: Machine) -> tuple[MachineSample, list[GpuSample]]:
+        """The machine's and the GPUs' figures, read in a thread, and models' memory looked up anew.
+
+        `machine`: the asker's own, so that two who ask do not shorten the time of each other's utilization.
+        """
+        models = self._models()
         async with self._reading:
-            machine, gpus = await asyncio.to_thread(self._read, models)
-        return self.render(accept, models, machine, gpus)
+            return await asyncio.to_thread(self._read, machine, models)
+
+    def memory(self, name: str, version: str) -> MemoryUse | None:
+        """What a model version held when it was last looked up."""
+        return self._memory.get((name, version), (0, None))[1]
+
+    def _models(self) -> list[ServedModel]:
+        return [m for _, versions in sorted(self._plane.models.items()) for _, m in sorted(versions.items())]
 
     def render(
         self,
@@ -114,10 +139,18 @@ class Metrics:
         machine: MachineSample | None = None,
         gpus: Sequence[GpuSample] = (),
     ) -> tuple[str, bytes]:
-        """What a scrape does on the event loop: the text from the counters and from what was read."""
+        """What a scrape does on the event loop, in one go: the text from the counters and from what was read."""
         out = Exposition(accept)
-        self._write_models(out, models)
-        self._write_server(out)
+        for _ in self._write(out, models, machine, gpus):
+            pass
+        return out.content_type, out.content()
+
+    def _write(
+        self, out: Exposition, models: list[ServedModel], machine: MachineSample | None, gpus: Sequence[GpuSample]
+    ) -> Iterator[None]:
+        """Write everything; stops after each family."""
+        yield from self._write_models(out, models)
+        yield from self._write_server(out)
         if machine is not None:
             for name, kind, text, value in MACHINE:
                 out.family(name, kind, text)
@@ -131,9 +164,8 @@ class Metrics:
                     for label, figure in found:
                         if figure is not None:
                             out.sample(label, figure)
-        return out.content_type, out.content()
 
-    def _read(self, models: list[ServedModel]) -> tuple[MachineSample, list[GpuSample]]:
+    def _read(self, machine: Machine, models: list[ServedModel]) -> tuple[MachineSample, list[GpuSample]]:
         """Everything that may block, or that takes long where there are many models."""
         known = self._memory
         self._turn += 1
@@ -144,18 +176,20 @@ class Metrics:
             # An ensemble has no session: its members have.
             session = keys[key].session
             known[key] = (self._turn, session.memory if session is not None else MemoryUse())
-        return self._machine.sample(), self._gpus.sample() if self._gpus else []
+        return machine.sample(), self._gpus.sample() if self._gpus else []
 
-    def _write_models(self, out: Exposition, models: list[ServedModel]) -> None:
+    def _write_models(self, out: Exposition, models: list[ServedModel]) -> Iterator[None]:
         labelled = [(labels(model=m.config.name, version=m.version), m) for m in models]
         for name, text, value in TRITON:
             out.family(name, "plain_counter", text)
             for label, model in labelled:
                 out.sample(label, value(model.stats))
+            yield
         out.family("nv_inference_request_failure", "plain_counter", "Requests that failed, by reason")
         for label, model in labelled:
             for reason in (*FAILURE_REASONS, *(model.stats.failures.keys() - set(FAILURE_REASONS))):
                 out.sample(f"{label},{labels(reason=reason)}", model.stats.failures.get(reason, 0))
+        yield
         out.family("nv_inference_pending_request_count", "gauge", "Requests that wait in the queue")
         for label, model in labelled:
             out.sample(label, model.pending)
@@ -167,26 +201,30 @@ class Metrics:
             for label, model in labelled:
                 counted = histogram(model.stats)
                 out.histogram(label, bounds, counted.counts, counted.sum * scale)
+            yield
         out.family("whet_batches_total", "counter", "Batches that ran, by why they were closed")
         for label, model in labelled:
             for reason, count in sorted(model.stats.closed.items()):
                 out.sample(f"{label},{labels(reason=reason)}", count)
+        yield
         out.family("whet_in_flight_requests", "gauge", "Requests that were accepted and are not answered yet")
         for label, model in labelled:
             out.sample(label, model.in_flight)
         out.family("whet_running_batches", "gauge", "Runs of the model that are under way")
         for label, model in labelled:
             out.sample(label, model.scheduler.running)
+        yield
         out.family(
             "whet_model_memory_bytes", "gauge", "Memory that the model holds, by kind; shared_weights lie in weights"
         )
         for label, model in labelled:
-            _, memory = self._memory.get((model.config.name, model.version), (0, None))
+            memory = self.memory(model.config.name, model.version)
             if memory is not None:
                 for kind_name, part in MEMORY_KINDS:
                     out.sample(f'{label},kind="{kind_name}"', part(memory))
+        yield
 
-    def _write_server(self, out: Exposition) -> None:
+    def _write_server(self, out: Exposition) -> Iterator[None]:
         plane = self._plane
         out.family("whet_server_info", "gauge", "The server's version; always 1")
         out.sample(labels(version=__version__), 1)
@@ -201,6 +239,7 @@ class Metrics:
             for versions in plane.models.values():
                 for model in versions.values():
                     out.sample(labels(model=model.config.name, version=model.version), 1)
+        yield
         out.family("whet_log_lines_dropped_total", "counter", "Log lines that were lost because nobody read them")
         out.sample("", self.dropped_logs())
         out.family("whet_requests_traced_total", "counter", "Requests of which a trace was recorded")

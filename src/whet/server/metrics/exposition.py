@@ -42,11 +42,25 @@ def bounds_text(bounds: Sequence[float], scale: float = 1.0) -> tuple[str, ...]:
     return (*(repr(float(f"{bound * scale:.12g}")) for bound in bounds), "+Inf")
 
 
+def prefers_openmetrics(accept: str) -> bool:
+    """Whether an Accept header names OpenMetrics with at least the weight of plain text. Patterns do not name it."""
+    weights: dict[str, float] = {}
+    for entry in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            weights[kind] = float(weight)
+        except ValueError:
+            weights[kind] = 0.0
+    asked = weights.get("application/openmetrics-text", 0.0)
+    return asked > 0.0 and asked >= weights.get("text/plain", 0.0)
+
+
 class Exposition:
     """Collects lines; `family` first, then the family's samples. `accept` is the request's header of that name."""
 
     def __init__(self, accept: str = "") -> None:
-        self._open = "application/openmetrics-text" in accept
+        self._open = prefers_openmetrics(accept)
         self._lines: list[str] = []
         self._name = ""
 

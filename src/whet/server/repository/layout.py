@@ -13,6 +13,7 @@ they lead out of it: whoever may write one link must not thereby make the server
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ MAX_VERSION = (1 << 63) - 1
 MAX_DEPTH = 3
 """Folders below a model's own that are looked at for changes."""
 MAX_FILES = 100_000
+_SETTLED_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +46,21 @@ class ModelSource:
     problem: WhetError | None = None
 
 
-def scan(repository: Path) -> dict[str, ModelSource]:
+def scan(repository: Path, only: str | None = None) -> dict[str, ModelSource]:
     """The models of a repository by name. Raises NoSuchFile for a folder that is not there.
 
-    What is wrong with one model is its `problem` and does not keep the others from being found.
+    What is wrong with one model is its `problem` and does not keep the others from being found. `only`: look at this
+    model alone, which takes no longer where there are many.
     """
     root = _root(repository)
     if root.is_file():
-        only = _bare(repository)
-        return {only.name: only}
+        bare = _bare(repository)
+        return {bare.name: bare}
     if _is_model_folder(root):
         source = _folder(root, root)
         return {source.name: source} if source is not None else {}
     found: dict[str, ModelSource] = {}
-    for name in _names(root):
+    for name in _names(root) if only is None else _entries_of(root, only):
         path = root / name
         try:
             source = _entry(root, path)
@@ -76,7 +79,14 @@ def scan(repository: Path) -> dict[str, ModelSource]:
             twice = InvalidArgument("two models of one name", file=str(repository), value=source.name, found=places)
             source = _refused(path, twice, source.name)
         found[source.name] = source
-    return found
+    return found if only is None else {n: s for n, s in found.items() if n == only}
+
+
+def _entries_of(root: Path, name: str) -> list[str]:
+    """The entries that may be a model of this name. A name that comes from a request leads nowhere else."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name or "\0" in name or not _is_text(name):
+        return []
+    return sorted({n for n in (name, f"{name}{SUFFIX}", f"model{SUFFIX}") if os.path.lexists(root / n)})
 
 
 def model_names(repository: Path) -> list[str]:
@@ -94,6 +104,31 @@ def model_names(repository: Path) -> list[str]:
         )
     except (WhetError, OSError):
         return []
+
+
+class Names:
+    """`model_names` of one repository, which looks again only where the folder has changed: one question to the file
+    system, for who asks often and must not wait."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self._known: list[str] = []
+        self._stamp: tuple[int, int, int] | None = None
+
+    def __call__(self) -> list[str]:
+        try:
+            status = os.stat(self._repository)
+        except OSError:
+            self._stamp = None
+            return []
+        stamp = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        if stamp != self._stamp:
+            self._known = model_names(self._repository)
+            # A folder that changed just now may change again without another time stamp. And whether folders of
+            # versions alone are one model is seen in them, not here.
+            settled = time.time_ns() - status.st_mtime_ns > _SETTLED_NS
+            self._stamp = stamp if settled and not all(map(_version, self._known)) else None
+        return self._known
 
 
 def _root(repository: Path) -> Path:

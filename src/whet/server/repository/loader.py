@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from whet.errors import InvalidArgument
 from whet.server.data_plane import DataPlane
@@ -16,7 +18,7 @@ from whet.server.model_config import ModelConfig
 from whet.server.options import ServerOptions
 from whet.server.repository.complete import complete
 from whet.server.repository.layout import ModelSource, model_file
-from whet.server.repository.probe import probe
+from whet.server.repository.probe import Prober, probe
 from whet.server.repository.warmup import Shapes, warm_up
 from whet.server.scheduling.budget import RunBudget, run_budget
 from whet.server.scheduling.cache import ResponseCache
@@ -24,6 +26,8 @@ from whet.server.scheduling.choose import Shared
 from whet.server.scheduling.ensemble_plan import Member
 from whet.session.inference_session import InferenceSession
 from whet.session.options import SessionOptions
+
+T = TypeVar("T")
 
 
 class Loader:
@@ -34,11 +38,22 @@ class Loader:
         self._options = options
         self._shared = Shared(cache=ResponseCache(options.cache_bytes) if options.cache_bytes else None)
         self._free = asyncio.Semaphore(at_once)
+        # Threads of their own: what a load frees stays with its thread's allocator, so there should be few of them.
+        self._threads = ThreadPoolExecutor(at_once, "whet-load")
+        self._prober = Prober()
 
     @property
     def cache(self) -> ResponseCache | None:
         """The response cache of all models, where the server has one."""
         return self._shared.cache
+
+    async def close(self) -> None:
+        """Make no more models."""
+        await self._prober.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def make(
         self, source: ModelSource, version: int, config: ModelConfig | None, seen: Iterable[Shapes] = ()
@@ -59,12 +74,12 @@ class Loader:
         file = model_file(source, version, config.model_file if config else "model.onnx")
         providers = config.providers if config else ()
         budget = run_budget(config, self._options.threads)
-        await probe(file, providers, budget.threads, budget.goal)
-        session = await asyncio.to_thread(_session, file, providers, budget)
+        await probe(self._prober, file, providers, budget.threads, budget.goal)
+        session = await self._in_thread(_session, file, providers, budget)
         completed = complete(
             config, source.name, session.get_inputs(), session.get_outputs(), self._options.max_batch_rows
         )
-        await asyncio.to_thread(warm_up, session, completed, source.folder, tuple(seen))
+        await self._in_thread(warm_up, session, completed, source.folder, tuple(seen))
         return ServedModel(completed, str(version), session, self._shared)
 
     async def _ensemble(self, config: ModelConfig, version: int) -> ServedModel:

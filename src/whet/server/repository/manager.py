@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from whet.server.model import ServedModel
 from whet.server.model_config import ModelConfig
 from whet.server.options import ServerOptions
 from whet.server.repository.config_file import parse_config_json, read_config, to_model_config
-from whet.server.repository.layout import UNNUMBERED, ModelSource, model_names, scan
+from whet.server.repository.layout import UNNUMBERED, ModelSource, Names, scan
 from whet.server.repository.loader import Loader
+from whet.server.repository.release import give_back, without_frames
 from whet.server.repository.states import States, VersionState
 from whet.server.repository.warmup import Shapes
 from whet.server.scheduling.ensemble_plan import members_of
@@ -56,10 +56,12 @@ class Repository:
         self._options = options
         self._loader = Loader(plane, options, core_budget())
         self._states = States()
+        self._names = Names(options.repository)
         self._loaded: dict[str, Loaded] = {}
         # Stamps of files that are not to be tried again by themselves: their load failed, or they were unloaded.
         self._settled: dict[str, object] = {}
         self._wanted: set[str] = set()
+        self._due: set[str] = set()
         self._along: set[str] = set()
         self._ensembles: dict[str, Mapping[str, str]] = {}
         self._seen: dict[str, tuple[Shapes, ...]] = {}
@@ -85,12 +87,16 @@ class Repository:
 
     @property
     def unserved(self) -> list[str]:
-        """Models that should be served and are not: their load failed, or is not over."""
-        return sorted(name for name in self._wanted if name not in self._plane.models)
+        """Models that the start had to serve and that are not served: their load failed, or is not over."""
+        return sorted(name for name in self._due if name not in self._plane.models)
 
     @property
     def blocks_readiness(self) -> bool:
-        """Whether a server whose readiness is strict is not ready: it lacks a model that it should serve."""
+        """Whether a server whose readiness is strict is not ready: it lacks a model that the start had to serve.
+
+        What comes later does not count: a load that fails, or that takes its time, must not take the others' traffic
+        away.
+        """
         return self._options.strict_readiness and bool(self.unserved)
 
     def why_not(self, name: str, version: str = "") -> tuple[str, str] | None:
@@ -101,11 +107,15 @@ class Repository:
     def index(self, ready: bool = False) -> list[dict[str, str]]:
         """Every model version with its state and reason, and what was never loaded; only those that answer where
         `ready`."""
-        return self._states.index(ready, () if ready else model_names(self._options.repository))
+        return self._states.index(ready, () if ready else self._names())
 
     def scan(self) -> dict[str, ModelSource]:
         """The models that lie in the repository now."""
         return scan(self._options.repository)
+
+    async def _find(self, name: str) -> ModelSource | None:
+        """The model of this name as it lies in the repository now."""
+        return (await asyncio.to_thread(scan, self._options.repository, name)).get(name)
 
     async def start(self) -> list[WhetError]:
         """Load what is to be served from the start, and follow changes from then on where the control mode is `poll`.
@@ -116,6 +126,7 @@ class Repository:
         names = list(sources)
         if self._options.control_mode == "explicit":
             names = names if "*" in self._options.load_models else list(dict.fromkeys(self._options.load_models))
+        self._due.update(names)
         errors = await self._load_all(names, sources)
         if self._options.control_mode == "poll":
             self._following = asyncio.create_task(self._follow())
@@ -162,6 +173,7 @@ class Repository:
         await asyncio.gather(*tasks, return_exceptions=True)
         models = [m for versions in self._plane.models.values() for m in versions.values()]
         await asyncio.gather(*(m.close() for m in models), *self._closing)
+        await self._loader.close()
 
     async def _follow(self) -> None:
         while True:
@@ -191,7 +203,7 @@ class Repository:
                 await self._finished(self._load_with_members(name, None, retry=False))
             except WhetError as error:
                 LOGGER.error("model %s cannot be served: %s", name, error)
-                errors.append(error)
+                errors.append(without_frames(error))
 
         await asyncio.gather(*(attempt(n) for n in names if n not in ensembles))
         for name in ensembles:
@@ -229,17 +241,16 @@ class Repository:
                 self._locks[name] = lock, users - 1
 
     async def _load_with_members(self, name: str, config_json: str | None, retry: bool = True) -> None:
-        sources = await asyncio.to_thread(self.scan)
-        if name not in sources:
-            raise ModelNotFound("the repository has no such model", found=name, hint=did_you_mean(name, sources))
+        found = await self._find(name)
+        if found is None:
+            raise ModelNotFound("the repository has no such model", found=name, hint=did_you_mean(name, self._names()))
         self._wanted.add(name)
         self._along.discard(name)
-        members = await self._members(sources[name], config_json)
-        await self._load_members(members, sources, (name,), retry)
+        if members := await self._members(found, config_json):
+            await self._load_members(members, await asyncio.to_thread(self.scan), (name,), retry)
         async with self._turn(name):
             # While this call waited, the files may have changed again.
-            source = (await asyncio.to_thread(self.scan)).get(name, sources[name])
-            await self._load(source, config_json)
+            await self._load(await self._find(name) or found, config_json)
         await self._check_ensembles(name)
 
     async def _load_members(
@@ -277,7 +288,7 @@ class Repository:
         for ensemble in self._holders(name):
             async with self._turn(ensemble):
                 loaded = self._loaded.get(ensemble)
-                source = (await asyncio.to_thread(self.scan)).get(ensemble)
+                source = await self._find(ensemble)
                 if source is None or ensemble not in self._wanted:
                     continue
                 try:
@@ -293,8 +304,7 @@ class Repository:
 
     async def _unload_with_dependents(self, name: str, dependents: bool) -> None:
         if name not in self._states.all:
-            sources = await asyncio.to_thread(self.scan)
-            if name in sources:
+            if await self._find(name) is not None:
                 return
             raise ModelNotFound("unknown model", found=name, hint=did_you_mean(name, self._states.all))
         members = self._ensembles.get(name, {})
@@ -303,6 +313,7 @@ class Repository:
             if loaded is not None:
                 self._settled[name] = loaded.stamp
             self._wanted.discard(name)
+            self._due.discard(name)
             self._ensembles.pop(name, None)
             await self._withdraw(name, "unloaded")
         await self._withdraw_holders(name)
@@ -335,6 +346,7 @@ class Repository:
         for kept in (self._loaded, self._settled, self._ensembles, self._seen):
             kept.pop(name, None)
         self._wanted.discard(name)
+        self._due.discard(name)
         self._along.discard(name)
         self._states.keep(name, ())
 
@@ -402,15 +414,17 @@ class Repository:
     async def _make(
         self, source: ModelSource, version: int, config: ModelConfig | None, seen: Iterable[Shapes]
     ) -> ServedModel:
+        problem: WhetError
         try:
             return await self._loader.make(source, version, config, seen)
-        except WhetError:
-            raise
+        except WhetError as error:
+            problem = without_frames(error)
         except Exception as error:
             LOGGER.exception("model %s, version %d: loading failed", source.name, version)
-            raise Fail(
-                "the model cannot be loaded", file=source.name, found=f"{type(error).__name__}: {error}"
-            ) from error
+            problem = Fail("the model cannot be loaded", file=source.name, found=f"{type(error).__name__}: {error}")
+        finally:
+            await asyncio.to_thread(give_back)
+        raise problem
 
     def _note_failure(self, name: str, version: int, error: WhetError) -> None:
         """A version that still serves what was loaded before stays ready."""
@@ -434,8 +448,7 @@ class Repository:
         if model is not None:
             await model.close()
             del model
-            # Sessions hold themselves in cycles: without this their memory stays until the collector comes by.
-            await asyncio.to_thread(gc.collect)
+            await asyncio.to_thread(give_back)
 
     def _retire_later(self, model: ServedModel | None) -> None:
         if model is not None:

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from whet.errors import ResourceExhausted
+from whet.server.errors import ShuttingDown
 from whet.server.request import Array
 
 INLINE_US = 60.0
@@ -58,6 +59,10 @@ class Runner(Protocol):
     """What runs a batch: a session, or in tests a fake. May be called from several threads at once."""
 
     def __call__(self, names: tuple[str, ...], feed: Mapping[str, Array], stop: Stop | None) -> Sequence[Array]: ...
+
+
+def _closed(names: tuple[str, ...], feed: Mapping[str, Array], stop: Stop | None) -> Sequence[Array]:
+    raise ShuttingDown("the model was closed")
 
 
 Done = Callable[["Sequence[Array] | None", "BaseException | None", int, int], None]
@@ -123,8 +128,9 @@ class Instances:
         self._queue.put((names, feed, stop, done))
 
     def close(self) -> None:
-        """Let the threads end when what was started is done."""
+        """Let the threads end, and the runner go. Nothing runs any more: who calls this has waited for every run."""
         self._closed = True
+        self._runner = _closed
         for _ in self._threads:
             self._queue.put(None)
 
