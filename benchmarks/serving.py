@@ -456,13 +456,14 @@ def main() -> None:
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The new report with those parts of an old one that were not measured again."""
+    """An old report, with the parts that were measured again from the new one."""
     again = {row["what"] for row in new["results"]}
-    new["results"] = [row for row in old["results"] if row["what"] not in again] + new["results"]
-    new["added_latency"] = new["added_latency"] or old["added_latency"]
-    new["settings"]["tried"] = new["settings"]["tried"] or old["settings"]["tried"]
-    new["versions"] = {**old["versions"], **new["versions"]}
-    return new
+    old["results"] = [row for row in old["results"] if row["what"] not in again] + new["results"]
+    old["added_latency"] = new["added_latency"] or old["added_latency"]
+    if "model" in again:
+        old["settings"] = new["settings"]
+    old["versions"] |= new["versions"]
+    return old
 
 
 def cpu_name() -> str:

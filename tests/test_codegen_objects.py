@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def cache(tmp_path: Path) -> ObjectCache:
 
 
 def _entries(cache: ObjectCache) -> list[Path]:
-    return sorted(cache.folder.iterdir())
+    return sorted(path for path in cache.folder.iterdir() if path.name != ".looked")
 
 
 # Targets
@@ -236,7 +237,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    cache = ObjectCache(tmp_path / "objects", max_bytes=5000)
+    cache = ObjectCache(tmp_path / "objects", max_bytes=5 * 4096)
     keys = [(("ir", str(i)),) for i in range(6)]
     for i, key in enumerate(keys[:4]):
         cache.put(key, bytes(1000))
@@ -245,9 +246,65 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     assert cache.get(keys[0]) is not None, "reading notes the use"
     for key in keys[4:]:
         cache.put(key, bytes(1000))
-    assert sum(path.stat().st_size for path in _entries(cache)) <= 5000
+    # The sixth block was one too many: that, and an eighth of the whole, had to go.
     assert [cache.get(key) is not None for key in keys] == [True, False, False, True, True, True]
-    assert not cache.put((("ir", "big"),), bytes(6000)), "more than the whole cache"
+    assert cache.report.removed == 2
+    assert not cache.put((("ir", "big"),), bytes(6 * 4096)), "more than the whole cache"
+
+
+def test_small_objects_count_with_the_blocks_that_they_take(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path / "objects", max_bytes=64 * 4096)
+    for i in range(200):
+        cache.put((("ir", str(i)),), bytes(100))
+    assert 32 <= len(_entries(cache)) <= 64 + 4, "a sixteenth may be written between two looks"
+    assert cache.get((("ir", "199"),)) is not None
+
+
+def test_a_process_that_writes_little_looks_only_where_nobody_has_lately(tmp_path: Path) -> None:
+    def write(count: int, name: str) -> ObjectCache:
+        # Each object is small beside a sixteenth of the cache: a look is due for the time since the last one alone.
+        cache = ObjectCache(tmp_path / "objects", max_bytes=64 * 4096)
+        for i in range(count):
+            cache.put((("ir", f"{name}{i}"),), b"x")
+        return cache
+
+    write(1, "first")
+    for i in range(100):
+        path = tmp_path / "objects" / f"{i:064x}.whetobj"
+        path.write_bytes(b"an entry")
+        os.utime(path, (1e9, 1e9))
+    assert write(1, "second").report.removed == 0, "somebody has looked just now"
+    os.utime(tmp_path / "objects" / ".looked", (1e9, 1e9))
+    third = write(2, "third")
+    assert third.report.removed >= 100 - 64
+    assert len(_entries(third)) <= 64
+    assert third.get((("ir", "first0"),)) is not None, "it went before older ones"
+    for i in range(100):
+        (tmp_path / "objects" / f"{i:064x}.whetobj").write_bytes(b"an entry")
+    assert write(5, "fourth").report.removed > 0, "it has written a sixteenth of the cache"
+
+
+def fill(folder: str, name: str) -> tuple[int, str | None]:
+    """What the next test runs in children: objects enough to overflow the cache several times."""
+    cache = ObjectCache(Path(folder), max_bytes=32 * 4096)
+    lost = 0
+    for i in range(100):
+        key = (("ir", f"{name}{i}"),)
+        cache.put(key, f"{name}{i}".encode() * 50)
+        found = cache.get(key)
+        if found is not None and found != f"{name}{i}".encode() * 50:
+            lost += 1
+    return lost, cache.report.problem
+
+
+def test_several_processes_bound_one_folder(tmp_path: Path) -> None:
+    with Child() as first, Child() as second, ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(child.call, "tests.test_codegen_objects:fill", str(tmp_path / "o"), name)
+            for child, name in ((first, "a"), (second, "b"))
+        ]
+        assert [call.result() for call in calls] == [(0, None)] * 2
+    assert len(list((tmp_path / "o").glob("*.whetobj"))) <= 32 + 2 * 2
 
 
 def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:

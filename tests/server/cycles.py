@@ -70,18 +70,29 @@ class Traffic:
 
 
 class Client:
-    """Plain HTTP on one connection."""
+    """Plain HTTP on one connection, which is `kept` or opened for each request."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, kept: bool = False) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=120)
+        self._kept = kept
 
     def post(self, path: str, document: Any) -> tuple[int, Any]:
+        self._begin()
         self._connection.request("POST", path, json.dumps(document), {"Content-Type": "application/json"})
         answer = self._connection.getresponse()
         content = answer.read()
         return answer.status, json.loads(content) if content else None
 
+    def close(self) -> None:
+        self._connection.close()
+
+    def _begin(self) -> None:
+        # The server closes a connection that is idle for long, maybe just when the next request is on its way.
+        if not self._kept:
+            self._connection.close()
+
     def get(self, path: str) -> str:
+        self._begin()
         self._connection.request("GET", path)
         answer = self._connection.getresponse()
         content = answer.read().decode()
@@ -95,7 +106,7 @@ class Client:
 
 def ask_steady(address: str, traffic: Traffic) -> None:
     """Ask for the model that nobody touches."""
-    client, rng = Client(address), np.random.default_rng(1)
+    client, rng = Client(address, kept=True), np.random.default_rng(1)
     while not traffic.stopped:
         x = rng.integers(-99, 99, (int(rng.integers(1, 5)), 4)).astype(float).tolist()
         status, document = client.infer("steady", x)
@@ -104,11 +115,12 @@ def ask_steady(address: str, traffic: Traffic) -> None:
             traffic.wrong.append(f"steady: {status} {document} for {x}")
         traffic.answers += 1
         time.sleep(0.02)
+    client.close()
 
 
 def ask_cycled(address: str, traffic: Traffic) -> None:
     """Ask for the model that comes and goes."""
-    client, rng = Client(address), np.random.default_rng(2)
+    client, rng = Client(address, kept=True), np.random.default_rng(2)
     while not traffic.stopped:
         x = rng.integers(1, 99, (int(rng.integers(1, 5)), 4)).astype(float).tolist()
         look = len(traffic.history) - 1
@@ -125,6 +137,7 @@ def ask_cycled(address: str, traffic: Traffic) -> None:
         elif always or status not in (400, 404, 503):
             traffic.wrong.append(f"m: {status} {document} while one of {sorted(allowed)} was there")
         time.sleep(0.02)
+    client.close()
 
 
 def cycle(client: Client, folder: Path, traffic: Traffic, number: int, weights: Any) -> None:
@@ -198,6 +211,8 @@ def run(cycles: int, weights_mb: int = 4, report: bool = False) -> list[Held]:
                 traffic.stopped = True
                 for thread in clients:
                     thread.join(60)
+                client.close()
+                metrics.close()
         text = log.read_text()
         assert "Traceback" not in text, text[-4000:]
     assert not traffic.wrong, traffic.wrong[:3]

@@ -89,7 +89,7 @@ class Run:
         self._admin_port = free_port()
         self.server = RunningServer(
             self._repository, "--control-mode", "poll", "--poll-s", "0.5", "--cache-bytes", str(1 << 20),
-            "--admin-port", str(self._admin_port), "--admin-token", TOKEN, "--body-s", "5", log=folder / "server.log",
+            "--admin-port", str(self._admin_port), "--admin-token", TOKEN, "--body-s", "5", "--no-strict-readiness", log=folder / "server.log",
         )  # fmt: skip
         self.soak = Soak(
             self.server.http_port, self.server.grpc_port, self._admin_port, self.server.metrics_port, TOKEN, asked, seed
@@ -217,7 +217,8 @@ class Run:
         book = self.soak.book
         print(
             f"{use.seconds:6.0f} s  {sum(book.answered.values()):8d} answers  {use.resident_mb:7.1f} MB  "
-            f"{use.files:4d} files  {use.threads:3d} threads  {use.children} children  {book.problem_count} problems", flush=True,
+            f"{use.files:4d} files  {use.threads:3d} threads  {use.children} children  {book.problem_count} problems",
+            flush=True,
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tests.server.soak_models import Array, Asked
 
-CALL_S = 60.0
+CALL_S = 240.0
 """A call that takes longer has hung."""
 PACE_S = 0.002
 """What a client waits between two requests, so that none has the machine for itself."""

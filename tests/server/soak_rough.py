@@ -23,7 +23,7 @@ from whet.server.protocol.messages import message
 
 FOREVER = np.array([50_000_000], np.int64)
 """Steps of `slow` that nobody waits for."""
-ANSWER_S = 20.0
+ANSWER_S = 120.0
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from whet.server.errors import Unsupported
 from whet.server.model import ServedModel
 from whet.server.model_config import ModelConfig, SequenceBatching
 from whet.server.request import Array, InferRequest, InputTensor, RequestedOutput
+from whet.server.scheduling import cache
 from whet.server.scheduling.cache import ENTRY_BYTES, ResponseCache, request_key
 from whet.server.scheduling.choose import Shared
 from whet.session.inference_session import InferenceSession
@@ -185,6 +187,42 @@ def test_requests_of_many_clients_at_once(session: InferenceSession) -> None:
         assert model.stats.cache_hit.count >= 150
 
     serve(config_of(session), session, Shared(cache=ResponseCache(1 << 20)), use)
+
+
+def test_large_inputs_are_digested_beside_the_loop(session: InferenceSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on meanwhile; a model that is taken out in that time still answers; a client may leave."""
+    monkeypatch.setattr(cache, "LARGE_BYTES", 16)
+    entered, go_on = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def slowly(generation: bytes, asked: InferRequest, names: Sequence[str]) -> bytes:
+        threads.append(threading.current_thread())
+        entered.set()
+        assert go_on.wait(20)
+        return request_key(generation, asked, names)
+
+    monkeypatch.setattr(cache, "request_key", slowly)
+
+    async def go() -> None:
+        model = ServedModel(config_of(session), "1", session, Shared(cache=ResponseCache(1 << 20)))
+        a, b = values(1), values(2)
+        answer = asyncio.ensure_future(model.infer(request(a, b)))
+        leaves = asyncio.ensure_future(model.infer(request(b, a)))
+        while not entered.is_set():
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(model.close())
+        leaves.cancel()
+        await asyncio.sleep(0.02)
+        assert not closing.done()
+        go_on.set()
+        np.testing.assert_array_equal((await answer).outputs[0].array, a + b)
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+        await closing
+        assert model.stats.failures == {"CANCELED": 1}
+        assert threading.main_thread() not in threads
+
+    asyncio.run(go())
 
 
 def test_sequences_have_none(session: InferenceSession, tmp_path: Path) -> None:

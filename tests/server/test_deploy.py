@@ -26,6 +26,10 @@ from whet.server.options import ServerOptions  # noqa: E402
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana/dashboards/whet.json"
 DEFAULTS = ServerOptions(Path())
+ENDING_S = 5.0
+"""Closing what was answered, and the process's own end."""
+POD_S = 30.0
+"""What Kubernetes gives a pod that asks for nothing else."""
 
 # Words of PromQL that stand where a metric may; `up` and `vector` are Prometheus's own.
 PROMQL = {"sum", "by", "rate", "increase", "histogram_quantile", "avg_over_time", "max", "or", "and", "up", "vector"}
@@ -212,11 +216,15 @@ def test_selectors_meet_their_pods() -> None:
 
 def test_there_is_time_to_drain() -> None:
     pod = only("kubernetes/deployment.yaml", "Deployment")["spec"]["template"]["spec"]
-    command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    assert command[0] == "sleep"
-    assert pod["terminationGracePeriodSeconds"] > int(command[1]) + DEFAULTS.drain_s
+    given = pod["containers"][0]["args"]
+    delay = float(given[given.index("--drain-delay-s") + 1])
+    assert delay >= 5
+    assert pod["terminationGracePeriodSeconds"] >= delay + DEFAULTS.drain_s + ENDING_S
+    given = containers()["kserve"]["args"]
+    delay, drain = (float(given[given.index(flag) + 1]) for flag in ("--drain-delay-s", "--drain-s"))
+    assert delay + drain + ENDING_S <= POD_S
     (compose,) = documents("docker-compose.yml")
-    assert int(compose["services"]["whet"]["stop_grace_period"].removesuffix("s")) > DEFAULTS.drain_s
+    assert int(compose["services"]["whet"]["stop_grace_period"].removesuffix("s")) >= DEFAULTS.drain_s + ENDING_S
     assert f"{DEFAULTS.drain_s:g} s" in (DEPLOY / "README.md").read_text()
 
 

@@ -8,7 +8,9 @@ import queue
 import signal
 import socket
 import struct
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +106,31 @@ def test_tls_and_administration_on_the_main_port(models: Path, certificates: Pat
             wrong.close()
 
 
+@contextlib.contextmanager
+def served_here(options: ServerOptions) -> Iterator[str]:
+    """The address of a server without models, on a thread of this process: enough for what the port itself decides."""
+    found: queue.Queue[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def run() -> None:
+        server = GrpcServer(DataPlane(), options, 0)
+        await server.start()
+        stopped = asyncio.Event()
+        found.put((f"127.0.0.1:{server.port}", asyncio.get_running_loop(), stopped))
+        await stopped.wait()
+        await server.stop(0)
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    address, loop, stopped = found.get(timeout=60)
+    try:
+        yield address
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join(60)
+
+
 def test_mutual_tls(models: Path, certificates: Path) -> None:
     root = str(certificates / "ca.crt")
-    server = tls_server(models, certificates, tls_client_ca=certificates / "ca.crt")
-    server._wait = False
 
     def files(name: str) -> dict[str, str]:
         return {
@@ -115,12 +138,17 @@ def test_mutual_tls(models: Path, certificates: Path) -> None:
             "certificate_chain": str(certificates / f"{name}.crt"),
         }
 
-    with server:
-        with wait_for_tls(server, root_certificates=root, **files("client")) as client:
-            check_answer(client)
+    options = ServerOptions(
+        models, tls_certificate=certificates / "server.crt", tls_key=certificates / "server.key",
+        tls_client_ca=certificates / "ca.crt",
+    )  # fmt: skip
+    with served_here(options) as address:
+        with triton.InferenceServerClient(address, ssl=True, root_certificates=root, **files("client")) as client:
+            assert client.is_server_live(client_timeout=20)
+            assert client.get_server_metadata(client_timeout=20).name == "whet"
         for wrong in (
-            triton.InferenceServerClient(server.grpc, ssl=True, root_certificates=root),
-            triton.InferenceServerClient(server.grpc, ssl=True, root_certificates=root, **files("stranger")),
+            triton.InferenceServerClient(address, ssl=True, root_certificates=root),
+            triton.InferenceServerClient(address, ssl=True, root_certificates=root, **files("stranger")),
         ):
             with pytest.raises(utils.InferenceServerException) as caught:
                 wrong.is_server_live(client_timeout=5)
@@ -183,7 +211,7 @@ def test_a_stop_answers_what_was_read_and_ends_idle_streams(tmp_path: Path) -> N
         requests: queue.Queue[Any] = queue.Queue()
         stream = channel.stream_stream(STREAM, Request.SerializeToString, StreamResponse.FromString)
         call = stream(iter(requests.get, None))
-        slow = Request(model_name="slow", raw_input_contents=[struct.pack("<q", 150_000)])
+        slow = Request(model_name="slow", raw_input_contents=[struct.pack("<q", 50_000)])
         slow.inputs.add(name="steps", datatype="INT64", shape=[1])
         quick = Request(model_name="scale", raw_input_contents=[np.float32([1, 2, 3, 4]).tobytes()])
         quick.inputs.add(name="x", datatype="FP32", shape=[1, 4])
@@ -197,7 +225,7 @@ def test_a_stop_answers_what_was_read_and_ends_idle_streams(tmp_path: Path) -> N
                 pass
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
-        assert next(call).infer_response.raw_output_contents[0] == struct.pack("<q", 150_000)
+        assert next(call).infer_response.raw_output_contents[0] == struct.pack("<q", 50_000)
         assert next(call).error_message == ""
         with pytest.raises(grpc.RpcError) as caught:
             next(call)

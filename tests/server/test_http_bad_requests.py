@@ -37,7 +37,7 @@ class Served(OptionsServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(
             folder, grpc_port=free_port(), http_port=free_port(), body_bytes=BODY_BYTES, body_s=1.0,
-            admin_on_main_port=True, allowed_hosts=["models.example"],
+            admin_on_main_port=True, strict_readiness=False, allowed_hosts=["models.example"],
         )  # fmt: skip
         self.http_port = self._options["http_port"]
         self.grpc_port = self._options["grpc_port"]

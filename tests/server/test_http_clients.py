@@ -42,7 +42,9 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = make_repository(tmp_path_factory.mktemp("clients") / "models")
     port, admin = free_port(), free_port()
-    with OptionsServer(folder, admin=True, http_port=port, admin_port=admin, admin_token=TOKEN) as server:
+    with OptionsServer(
+        folder, admin=True, http_port=port, admin_port=admin, admin_token=TOKEN, strict_readiness=False
+    ) as server:
         yield Served(server, port, admin)
 
 

@@ -21,11 +21,13 @@ from whet.errors import WhetError
 from whet.server.errors import PayloadTooLarge
 from whet.server.http import json_request, large_json
 from whet.server.http.json_request import read_request
+from whet.server.http.json_response import write_response
 from whet.server.http.large_json import MAX_VALUES, cut_lists
+from whet.server.request import InferResponse, OutputTensor
 
 BODY_BYTES = 20 << 20
-HEALTH_S = 0.25
-"""The slowest answer that counts as one in time, on a machine that is busy with other tests."""
+STEP_S = 0.1
+"""The most processor time of one step; it takes a tenth of that, and everything at once takes many times that."""
 
 
 def read(body: bytes) -> Any:
@@ -62,6 +64,9 @@ def random_body(rng: random.Random) -> bytes:
 
 def mutated(body: bytes, rng: random.Random) -> bytes:
     out = bytearray(body)
+    if rng.random() < 0.3:
+        at = rng.choice([i for i, sign in enumerate(body[:-1]) if sign in b"[]"])
+        out[at : at + 2] = out[at + 1], out[at]
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
         at = rng.randrange(len(out))
         end = at + rng.choice([0, 1, 1, 2])
@@ -87,7 +92,34 @@ def test_large_bodies_are_read_as_small_ones_are(seed: int, monkeypatch: pytest.
         assert read(body) == small, body
     good = sum(isinstance(e, list) for e in expected)
     assert cut > 250
-    assert 100 < good < 400
+    assert 50 < good < 400
+
+
+@pytest.mark.parametrize("dims", [(), (4,), (2, 2)])
+def test_steps_are_short(dims: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In processor time, which other programs do not change."""
+    x = np.random.default_rng().standard_normal((1_200_000 // int(np.prod(dims)), *dims), np.float32)
+    body = large_body(x)
+    steps = []
+    last = time.thread_time()
+
+    def give_way() -> None:
+        nonlocal last
+        now = time.thread_time()
+        steps.append(now - last)
+        last = now
+
+    monkeypatch.setattr(large_json, "give_way", give_way)
+    request, _, _ = read_request("m", "", body, None)
+    give_way()
+    np.testing.assert_array_equal(request.inputs[0].array, x)
+    assert len(steps) > len(body) / large_json.PIECE
+    response = InferResponse("m", "1", "", [OutputTensor("y", request.inputs[0].datatype, x)])
+    last = time.thread_time()
+    content, _ = write_response(response, {}, False)
+    give_way()
+    np.testing.assert_array_equal(np.float32(orjson.loads(content)["outputs"][0]["data"]), x.reshape(-1))
+    assert max(steps) < STEP_S, sorted(steps)[-5:]
 
 
 def test_lists_are_cut_out_where_they_are_large() -> None:
@@ -153,20 +185,19 @@ def test_others_are_answered_while_a_large_body_is_read(port: int) -> None:
     post(port, "any", large_body(x[:1000]))
     answers: list[tuple[int, bytes]] = []
     sender = threading.Thread(target=lambda: answers.append(post(port, "any", body)))
-    times = []
+    count = 0
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         sender.start()
         while sender.is_alive():
-            began = time.perf_counter()
             connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b" 200 " in connection.recv(4096)
-            times.append(time.perf_counter() - began)
+            count += 1
     sender.join()
     status, content = answers[0]
     assert status == 200, content[:500]
     found = np.asarray(orjson.loads(content)["outputs"][0]["data"], np.float32).reshape(x.shape)
     np.testing.assert_allclose(found, 2 * x + 1, rtol=1e-6, atol=1e-6)
-    assert max(times) < HEALTH_S, sorted(times)[-5:]
+    assert count > 1
 
 
 def test_too_many_values_beside_the_lists_of_numbers(port: int) -> None:

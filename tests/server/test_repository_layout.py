@@ -9,7 +9,7 @@ import pytest
 
 from tests.server.repository_models import ENSEMBLE, write_model
 from whet.errors import NoSuchFile
-from whet.server.repository.layout import model_file, model_names, scan
+from whet.server.repository.layout import Names, model_file, model_names, scan
 
 
 def test_three_forms_in_one_folder(tmp_path: Path) -> None:
@@ -95,3 +95,73 @@ def test_names_that_no_request_can_say(tmp_path: Path) -> None:
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")) / "model.onnx").write_bytes(b"")
     write_model(tmp_path / "<b>m", b"1")
     assert list(scan(tmp_path)) == ["<b>m"]
+
+
+def test_one_model_is_found_as_among_all(tmp_path: Path) -> None:
+    write_model(tmp_path / "m", b"1")
+    (tmp_path / "bare.onnx").write_bytes(b"1")
+    (tmp_path / "model.onnx").write_bytes(b"1")
+    (tmp_path / ".hidden.onnx").write_bytes(b"1")
+    (tmp_path / "twice.onnx").write_bytes(b"1")
+    write_model(tmp_path / "twice", b"1")
+    (tmp_path / "out").symlink_to(tmp_path.parent)
+    write_model(tmp_path.parent / "beside", b"1")
+    every = scan(tmp_path)
+    assert {"m", "bare", "twice", "out", tmp_path.name} == set(every)
+    for name, source in every.items():
+        found = scan(tmp_path, name)
+        assert list(found) == [name]
+        assert (found[name].stamp, str(found[name].problem)) == (source.stamp, str(source.problem))
+    names = (
+        "",
+        ".",
+        "..",
+        "../beside",
+        ".hidden",
+        "m/1",
+        "m/..",
+        "m\0",
+        "x" * 10_000,
+        "\ud800",
+        "none",
+        "model",
+        "/etc",
+    )
+    assert [scan(tmp_path, name) for name in names] == [{}] * len(names)
+    assert list(scan(tmp_path / "m", "m")) == ["m"]
+    assert scan(tmp_path / "m", "other") == {}
+
+
+def test_names_are_looked_up_again_where_the_folder_has_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    write_model(folder / "a", b"1")
+    names = Names(folder)
+    for number in range(5):
+        # Within the tick of a file system's clock: its time stamp may stay as it is.
+        write_model(folder / f"b{number}", b"1")
+        assert names() == model_names(folder) == ["a", *(f"b{n}" for n in range(number + 1))]
+    os.utime(folder, (1e9, 1e9))
+    assert names() is names(), "it looked although nothing has changed"
+    (folder / "a").rename(folder / "c")
+    assert names() == model_names(folder)
+    assert "a" not in names()
+    folder.rename(tmp_path / "away")
+    assert names() == []
+    (tmp_path / "away").rename(folder)
+    assert names() == model_names(folder)
+
+
+def test_a_look_at_one_model_does_not_grow_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(300):
+        write_model(tmp_path / f"m{number}", b"1")
+    looked = 0
+    honest = os.scandir
+
+    def count(path: object) -> object:
+        nonlocal looked
+        looked += 1
+        return honest(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", count)
+    assert list(scan(tmp_path, "m7")) == ["m7"]
+    assert looked <= 3

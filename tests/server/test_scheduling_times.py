@@ -11,7 +11,7 @@ import pytest
 from tests.server.virtual_time import US, Bench, VirtualLoop, rows, run
 from whet.server.model_config import DynamicBatching, ModelConfig
 from whet.server.scheduling.budget import run_budget
-from whet.server.scheduling.run_times import RunTimes
+from whet.server.scheduling.run_times import AGAIN, RunTimes
 
 LEARNED = DynamicBatching(max_queue_delay_us=None)
 
@@ -105,6 +105,24 @@ def test_a_size_that_runs_badly_is_split() -> None:
     assert times.fewer(6) in (2, 4)
     assert times.fewer(8) == 8
     assert times.fewer(4) == 4
+
+
+def test_rows_run_one_by_one_where_batches_make_them_slower() -> None:
+    times = measured(r1=2000, r7=21000, r8=24000)
+    assert times.fewer(8) == 1
+    assert times.fewer(7) == 1
+    # Handing over between runs costs more than batches of a tiny model lose.
+    assert measured(r1=20, r8=190).fewer(8) == 8
+
+
+def test_an_avoided_size_is_measured_again() -> None:
+    times = measured(r1=2000, r8=24000)
+    sizes = [times.fewer(8) for _ in range(2 * AGAIN)]
+    assert sizes.count(8) == 2
+    assert sizes.count(1) == 2 * AGAIN - 2
+    for _ in range(40):
+        times.observe(8, 8_000_000)
+    assert times.fewer(8) == 8
 
 
 def test_new_sizes_are_tried_until_their_first_runs_have_had_their_part_of_the_time() -> None:

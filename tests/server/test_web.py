@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -265,3 +265,27 @@ def test_the_machine_is_read_only_while_somebody_looks_and_once_for_all_who_do()
     before, after, documents = asyncio.run(look())
     assert (before, after) == (0, 1)
     assert all(d["machine"]["process_resident"] > 0 for d in documents)
+
+
+class _Lacking:
+    """A repository whose start had to serve `late`."""
+
+    unserved: ClassVar = ["late"]
+
+    def __init__(self, is_strict: bool) -> None:
+        self.blocks_readiness = is_strict
+
+    def index(self, ready: bool = False) -> list[dict[str, str]]:
+        return [{"name": "late", "version": "1", "state": "UNAVAILABLE", "reason": "it is broken"}]
+
+
+@pytest.mark.parametrize("is_strict", [True, False])
+def test_what_keeps_the_server_from_being_ready_is_named(is_strict: bool) -> None:
+    async def look() -> dict[str, Any]:
+        plane = DataPlane()
+        plane.repository = _Lacking(is_strict)
+        return json.loads(await Status(plane, Metrics(plane), ServerOptions(Path())).live(Access()))
+
+    document = asyncio.run(look())
+    assert (document["ready"], document["lacks"]) == ((False, ["late"]) if is_strict else (True, []))
+    assert document["states"][0]["reason"] == "it is broken"

@@ -97,10 +97,29 @@ def test_the_overview_shows_states_and_figures(tab: Tab, server: PageServer) -> 
         infer(server, "scale", np.ones((1, 3), np.float32))
     expect(row(page, "scale").locator("td.n").nth(5)).to_have_text("1")
     failures = page.locator(".card").filter(has=page.get_by_role("heading", name="Failures")).locator("li")
-    expect(failures).to_contain_text("OTHERthe request was wrong")
+    expect(failures).to_contain_text(re.compile("OTHER.*the request was wrong"))
     expect(page.locator(".columns li").first).to_be_visible()
     chart = page.get_by_role("img", name="Requests per second")
     expect(chart.locator("path.line").first).to_have_attribute("d", re.compile("^M.*L"))
+
+
+def test_a_server_that_is_not_ready_says_why_and_gpus_show(tab: Tab) -> None:
+    page = tab.page
+    gpu = {
+        "uuid": "GPU-<i>7", "utilization": 0.42, "memory_total": 8 << 30, "memory_used": 3 << 30, "power": 61.5,
+        "power_limit": 300.0, "energy": 7200.0, "temperature": None,
+    }  # fmt: skip
+    changes = {"ready": False, "lacks": ["late"], "gpus": [gpu]}
+    page.route("**/ui/status", lambda route: route.fulfill(json={**route.fetch().json(), **changes}))
+    expect(page.locator("#server .pill")).to_have_text("not ready")
+    expect(page.locator(".warn")).to_contain_text("it should have served late")
+    cells = ["GPU-<i>7", "42 %", "3.00 GiB of 8.00 GiB", "61.5 W of 300 W", "–", "2.00 Wh"]
+    expect(page.get_by_role("row", name="GPU-<i>7").locator("th, td")).to_have_text(cells)
+    changes["draining"] = True
+    expect(page.locator("#server .pill")).to_have_text("draining")
+    page.unroute_all(behavior="wait")
+    expect(page.locator("#server .pill")).to_have_text("ready")
+    expect(page.locator(".warn")).to_be_hidden()
 
 
 def test_bars_and_columns_follow_their_figures(tab: Tab) -> None:

@@ -367,6 +367,17 @@ def serve(
     ),
     threads: Annotated[int, typer.Option(help="Threads of all runs; 0 leaves it to the server.", min=0)] = 0,
     cache_bytes: Annotated[int, typer.Option(help="Bytes of the response cache; 0 for none.", min=0)] = 0,
+    rate_limit: Annotated[
+        Literal["execution_count", "off"],
+        typer.Option(help="Whether runs wait for the resources that configurations name."),
+    ] = "execution_count",
+    rate_limit_resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME:COUNT, how much there is of a resource (repeatable).",
+            show_default="the most that one run needs",
+        ),
+    ] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="Form of the log.")] = "text",
     log_verbose: Annotated[int, typer.Option(help="1 logs every request.", min=0, max=99)] = 0,
     trace_endpoint: Annotated[
@@ -383,7 +394,8 @@ def serve(
         tls_certificate=tls_certificate, tls_key=tls_key, tls_client_ca=tls_client_ca,
         control_mode=control_mode, load_models=tuple(load_model or ()), poll_s=poll_s,
         strict_readiness=strict_readiness, exit_on_error=exit_on_error, max_batch_rows=max_batch_rows,
-        threads=threads, cache_bytes=cache_bytes, log_format=log_format, log_verbose=log_verbose,
+        threads=threads, cache_bytes=cache_bytes, rate_limit=rate_limit,
+        rate_limit_resources=tuple(rate_limit_resource or ()), log_format=log_format, log_verbose=log_verbose,
         trace_endpoint=trace_endpoint, trace_rate=trace_rate,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import platformdirs
 
+from whet.codegen.publish import UNFINISHED, replacing
 from whet.codegen.trust import Untrusted, check_private, open_private_folder
 from whet.config import GIB, MIB
 
@@ -26,11 +27,18 @@ Fields = tuple[tuple[str, str], ...]
 
 _MAGIC = b"whet-object-1\n"
 _SUFFIX = ".whetobj"
-_UNFINISHED = ".part"
 _STALE_SECONDS = 3600.0
 """Age of an unfinished file at which its writer is taken for dead, and least age of a use that is noted again."""
 _SCAN_BYTES = 64 * MIB
 """Bytes that this process writes between two looks at the folder's whole size."""
+_LOOKED = ".looked"
+"""A file whose time is that of the last look by any process."""
+_LOOK_SECONDS = 600.0
+"""Age of that look at which a process looks at its first object: many that write little each grow the folder too, but
+a look at a hundred thousand files takes longer than most compilations."""
+_BLOCK = 4096
+_ROOM = 8
+"""A folder that was too large gets smaller by this part, so that the next objects do not ask for the same again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +64,18 @@ def key_digest(fields: Fields) -> str:
 
 
 class ObjectCache:
-    """A bounded folder of objects; safe for many threads and processes at once. Sizes in bytes."""
+    """A bounded folder of objects; safe for many threads and processes at once.
 
-    def __init__(self, folder: Path | None = None, max_bytes: int = GIB) -> None:
+    `max_bytes`: what its files may take on the disk; those whose use was noted longest ago go first.
+    """
+
+    def __init__(self, folder: Path | None = None, max_bytes: int = GIB // 2) -> None:
         self.folder = default_folder() if folder is None else Path(folder)
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._report = CacheReport()
-        self._unseen_bytes = _SCAN_BYTES
+        self._unseen_bytes = 0
+        self._has_looked = False
 
     @property
     def report(self) -> CacheReport:
@@ -99,8 +111,9 @@ class ObjectCache:
         try:
             folder = self._open_folder(create=True)
             try:
-                _publish(folder, name, content)
-                self._bound(folder, len(content))
+                with replacing(folder, name) as file:
+                    file.write(content)
+                self._bound(folder, _footprint(len(content)))
             finally:
                 os.close(folder)
         except (OSError, Untrusted) as error:
@@ -146,23 +159,27 @@ class ObjectCache:
         """Remove what was used longest ago once the folder is over its size, and what dead writers left."""
         with self._lock:
             self._unseen_bytes += written
-            if self._unseen_bytes < min(_SCAN_BYTES, self.max_bytes // 16):
+            first, self._has_looked = not self._has_looked, True
+            enough = self._unseen_bytes >= min(_SCAN_BYTES, self.max_bytes // 16)
+            if not enough and not (first and _look_is_due(folder)):
                 return
             self._unseen_bytes = 0
+        _note_look(folder)
         now, total, removed = time.time(), 0, 0
         entries = []
         for name in os.listdir(folder):
             try:
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if name.endswith(_UNFINISHED) and now - status.st_mtime > _STALE_SECONDS:
+                if name.endswith(UNFINISHED) and now - status.st_mtime > _STALE_SECONDS:
                     os.unlink(name, dir_fd=folder)
                 elif name.endswith(_SUFFIX):
-                    entries.append((status.st_mtime, status.st_size, name))
-                    total += status.st_size
+                    entries.append((status.st_mtime, _footprint(status.st_size), name))
+                    total += _footprint(status.st_size)
             except FileNotFoundError:
                 continue  # another process was quicker
+        wanted = self.max_bytes - (self.max_bytes // _ROOM if total > self.max_bytes else 0)
         for _, size, name in sorted(entries):
-            if total <= self.max_bytes:
+            if total <= wanted:
                 break
             try:
                 os.unlink(name, dir_fd=folder)
@@ -211,14 +228,22 @@ def _read_entry(folder: int, name: str, fields: Fields) -> bytes:
     return data
 
 
-def _publish(folder: int, name: str, content: bytes) -> None:
-    """Write under another name and rename: readers see the whole file or none."""
-    part = f"{name}.{os.getpid()}.{threading.get_ident()}{_UNFINISHED}"
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+def _footprint(size: int) -> int:
+    """What a file takes on a disk: whole blocks, which for small objects is several times their size."""
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _look_is_due(folder: int) -> bool:
+    """Whether no process has looked at the whole folder lately."""
     try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
-        os.unlink(part, dir_fd=folder)
-        raise
+        return time.time() - os.stat(_LOOKED, dir_fd=folder, follow_symlinks=False).st_mtime > _LOOK_SECONDS
+    except FileNotFoundError:
+        return True
+
+
+def _note_look(folder: int) -> None:
+    handle = os.open(_LOOKED, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+    try:
+        os.utime(handle)
+    finally:
+        os.close(handle)

@@ -188,8 +188,10 @@ def permute(x: Value, places: Value) -> Value:
         kind, where, name = "<8 x float>", "<8 x i32>", "llvm.x86.avx2.permps"
     pairs = []
     for value, text in ((x, kind), (places, where)):
-        same = value.type_text == text
-        pairs.append((text, value.name if same else emitter.assign(f"bitcast {value.type_text} {value.name} to {text}")))
+        same = value.name
+        if value.type_text != text:
+            same = emitter.assign(f"bitcast {value.type_text} {same} to {text}")
+        pairs.append((text, same))
     found = emitter.intrinsic(name, kind, pairs)
     return x.renamed(found) if kind == x.type_text else x.result(f"bitcast {kind} {found} to {x.type_text}")
 

@@ -13,11 +13,11 @@ import json
 import mmap
 import os
 import struct
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from whet.codegen.publish import replacing
 from whet.codegen.trust import Untrusted, open_private_file, open_private_folder
 from whet.errors import Fail, NoSuchFile
 
@@ -57,16 +57,9 @@ def write(path: Path, fields: Fields, sections: Mapping[str, Sequence[Part]]) ->
             "an engine cannot be kept in this folder", file=str(path), found=str(error),
             expected="a folder that you own and nobody else can write",
         ) from error  # fmt: skip
-    part = f"{path.name}.{os.getpid()}.{threading.get_ident()}.part"
     try:
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=folder)
-        try:
-            with open(handle, "w+b") as file:
-                _write(file, fields, sections)
-            os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            os.unlink(part, dir_fd=folder)
-            raise
+        with replacing(folder, path.name) as file:
+            _write(file, fields, sections)
     except OSError as error:
         raise Fail(f"cannot write the engine: {error.strerror}", file=str(path)) from error
     finally:

@@ -39,6 +39,10 @@ class RepositoryCalls(Protocol):
         """State and reason of a model version that does not answer; None for one that was never asked for."""
 
     @property
+    def unserved(self) -> list[str]:
+        """Models that the start had to serve and that are not served."""
+
+    @property
     def blocks_readiness(self) -> bool:
         """Whether readiness is strict, and a model that the start had to serve is not served."""
 

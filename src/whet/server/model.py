@@ -13,12 +13,15 @@ from whet.server.classification import classify
 from whet.server.errors import DeadlineExceeded, http_status
 from whet.server.model_config import ModelConfig
 from whet.server.request import NO_PARAMETERS, Array, InferRequest, InferResponse, OutputTensor, RequestTimes
-from whet.server.scheduling.cache import ResponseCache, request_key
+from whet.server.scheduling.cache import ResponseCache, find_key
 from whet.server.scheduling.choose import Shared, make_scheduling
 from whet.server.scheduling.ensemble_plan import Resolve
 from whet.server.scheduling.work import ShapeKey, Work
 from whet.server.stats import BatchStats, ModelStats
 from whet.session.inference_session import InferenceSession
+
+DIGEST_S = 0.005
+"""How long a large input's digest for the response cache takes, about."""
 
 
 class ServedModel:
@@ -46,6 +49,7 @@ class ServedModel:
         self._cache: ResponseCache | None = shared.cache if config.response_cache else None
         # Another load of the same version may hold another model: its answers are not this one's.
         self._generation = os.urandom(16)
+        self._digesting = 0
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -84,6 +88,7 @@ class ServedModel:
                 return self._infer_here(request, feed, names, rows)
             work, outputs = await self._scheduled(request, feed, names, rows, key)
             response = self._response(request, names, rows, outputs, work.times, work.batch_rows, work.batch_closed)
+            response.steps = work.steps
         except Exception as error:
             self._count_failure(error, request)
             raise
@@ -125,7 +130,14 @@ class ServedModel:
         """Answer from the cache, or run and fill it. An answer from the cache is no inference in the statistics."""
         stats = self.stats
         began = time.monotonic_ns()
-        key = request_key(self._generation, request, names)
+        self._digesting += 1
+        try:
+            key = await find_key(self._generation, request, names)
+        except asyncio.CancelledError:
+            self._count_as("CANCELED", request)
+            raise
+        finally:
+            self._digesting -= 1
         found = cache.get(key)
         looked_up = time.monotonic_ns()
         if found is not None:
@@ -143,6 +155,7 @@ class ServedModel:
         cache.put(key, outputs)
         stats.cache_miss.add(looked_up - began + time.monotonic_ns() - inserting)
         response = self._response(request, names, rows, outputs, work.times, work.batch_rows, work.batch_closed)
+        response.steps = work.steps
         self._count_success(rows, work.times)
         return response
 
@@ -159,6 +172,8 @@ class ServedModel:
 
     async def close(self) -> None:
         """Answer what was taken, then let the instances go."""
+        while self._digesting:  # on its way to the scheduler, which must still take it
+            await asyncio.sleep(DIGEST_S)
         await self.scheduler.drain()
         self._scheduling.close()
         # A model, its scheduler and their callbacks hold each other: its memory must not wait for the collector.

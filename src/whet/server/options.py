@@ -21,6 +21,8 @@ class ServerOptions:
     `admin_token`, and `admin_grpc_port` those of gRPC; `admin_on_main_port` opens them to everyone who reaches the main
     ports. `allowed_hosts`: names by which browsers may call the server, beside its own. `drain_s`: how long a stop
     waits for accepted requests. `drain_delay_s`: and before that, how long it goes on as ever but is not ready.
+    `rate_limit`: runs wait for the resources that configurations name, of which there are `rate_limit_resources`
+    (NAME:COUNT each), of others the most that one run needs; `off` starts every run at once.
 
     Load and unload by request work in every control mode, for who may call them at all: that is switched on by the
     options above. (Triton refuses them unless the mode is `explicit`.) What a request unloaded stays away in `poll`
@@ -56,6 +58,8 @@ class ServerOptions:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     cache_bytes: int = 0
+    rate_limit: Literal["execution_count", "off"] = "execution_count"
+    rate_limit_resources: tuple[str, ...] = ()
     log_format: Literal["text", "json"] = "text"
     log_verbose: int = 0
     trace_endpoint: str | None = None
@@ -79,6 +83,11 @@ class ServerOptions:
             raise InvalidArgument(
                 "models are named for a server that loads all of them", value="--load-model", found=self.control_mode,
                 hint="Give --control-mode explicit.",
+            )  # fmt: skip
+        if self.rate_limit_resources and self.rate_limit == "off":
+            raise InvalidArgument(
+                "resources are given, and nothing is limited", value="--rate-limit-resource",
+                hint="Leave --rate-limit off out.",
             )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,9 +80,25 @@ class RequestTimes:
     finished_ns: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """What a step of an ensemble was for one request: the answer of its model, without the tensors."""
+
+    model: str
+    version: str
+    times: RequestTimes
+    batch_rows: int
+    batch_closed: str
+    from_cache: bool
+    steps: Sequence[StepRun]
+
+
 @dataclass(slots=True)
 class InferResponse:
-    """The answer to one request. `batch_rows` and `batch_closed` say in which batch it ran and why that was closed."""
+    """The answer to one request. `batch_rows` and `batch_closed` say in which batch it ran and why that was closed.
+
+    `steps`: of an ensemble, in the order in which they ended.
+    """
 
     model: str
     version: str
@@ -93,6 +109,7 @@ class InferResponse:
     batch_rows: int = 0
     batch_closed: str = ""
     from_cache: bool = False
+    steps: Sequence[StepRun] = ()
 
 
 def rows(array: Array) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from whet.errors import EPFail, InvalidArgument
 from whet.server.errors import http_status
-from whet.server.request import InferRequest, InferResponse
+from whet.server.request import InferRequest, InferResponse, StepRun
 from whet.server.settings import Settings, TraceSettings
 from whet.version import __version__
 
@@ -109,6 +109,12 @@ class Tracer:
                 **{f"whet.input.{t.name}": _described(t) for t in request.inputs},
                 **{f"whet.output.{t.name}": _described(t) for t in response.outputs},
             })  # fmt: skip
+        self._inside(response, inside, offset)
+        span.end(times.finished_ns + offset)
+
+    def _inside(self, response: InferResponse | StepRun, inside: Any, offset: int) -> None:
+        """The spans of a request's parts, and of an ensemble's steps with their own parts."""
+        times = response.times
         compute: dict[str, Any] = {"whet.batch.rows": response.batch_rows, "whet.batch.closed": response.batch_closed}
         for name, start, end, attributes in (
             ("receive", times.received_ns, times.queued_ns, None),
@@ -119,8 +125,21 @@ class Tracer:
             # A request that did not come so far (the cache had its answer) has no such times.
             if start and end:
                 child = self._tracer.start_span(name, inside, start_time=start + offset, attributes=attributes)
+                if name == "compute":
+                    self._steps(response.steps, self._trace.set_span_in_context(child), offset)
                 child.end(end + offset)
-        span.end(times.finished_ns + offset)
+
+    def _steps(self, steps: Sequence[StepRun], inside: Any, offset: int) -> None:
+        for step in steps:
+            span = self._tracer.start_span(
+                f"step {step.model}", inside, start_time=step.times.received_ns + offset,
+                attributes={
+                    "whet.model": step.model, "whet.version": step.version, "whet.batch.rows": step.batch_rows,
+                    "whet.batch.closed": step.batch_closed, "whet.from_cache": step.from_cache,
+                },
+            )  # fmt: skip
+            self._inside(step, self._trace.set_span_in_context(span), offset)
+            span.end(step.times.finished_ns + offset)
 
     def observe_failure(self, request: InferRequest, error: Exception) -> None:
         """Trace the failed request, if it is one of those that are: one span, with the error as its status."""

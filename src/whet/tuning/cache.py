@@ -18,13 +18,13 @@ import hashlib
 import json
 import os
 import stat
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from whet.codegen.publish import replacing
 from whet.codegen.trust import Untrusted, check_private
 from whet.config import MIB
 from whet.errors import Fail, InvalidArgument, NoSuchFile
@@ -403,7 +403,8 @@ def _append(folder: int, name: str, handle: int, fields: Fields, timings: list[T
     counted = sum(len(t) + 1 for t in contents.machines.values())
     if (size and known is None) or contents.lines - counted > max(_IDLE_LINES, counted):
         merged = {**(known or {}), **{timing_key(t): t for t in timings}}
-        _replace(folder, name, _section(fields, merged))
+        with replacing(folder, name) as file:
+            file.write(_section(fields, merged))
         return
     text = b"".join(_written(timing) for timing in timings)
     if not size:
@@ -414,18 +415,6 @@ def _append(folder: int, name: str, handle: int, fields: Fields, timings: list[T
         raise OSError("the file is full")
     while text:
         text = text[os.write(handle, text) :]
-
-
-def _replace(folder: int, name: str, content: bytes) -> None:
-    part = f"{name}.{os.getpid()}.{threading.get_ident()}.part"
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=folder)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        os.unlink(part, dir_fd=folder)
-        raise
 
 
 def _bound(folder: int, own: str) -> None:

@@ -55,12 +55,19 @@ def scan(repository: Path, only: str | None = None) -> dict[str, ModelSource]:
     root = _root(repository)
     if root.is_file():
         bare = _bare(repository)
-        return {bare.name: bare}
-    if _is_model_folder(root):
+        found = {bare.name: bare}
+    elif _is_model_folder(root):
         source = _folder(root, root)
-        return {source.name: source} if source is not None else {}
+        found = {source.name: source} if source is not None else {}
+    else:
+        found = _scan_folder(repository, root, _names(root) if only is None else _entries_of(root, only))
+    return found if only is None else {n: s for n, s in found.items() if n == only}
+
+
+def _scan_folder(repository: Path, root: Path, names: list[str]) -> dict[str, ModelSource]:
+    """The models of these entries of a folder of models."""
     found: dict[str, ModelSource] = {}
-    for name in _names(root) if only is None else _entries_of(root, only):
+    for name in names:
         path = root / name
         try:
             source = _entry(root, path)
@@ -79,7 +86,7 @@ def scan(repository: Path, only: str | None = None) -> dict[str, ModelSource]:
             twice = InvalidArgument("two models of one name", file=str(repository), value=source.name, found=places)
             source = _refused(path, twice, source.name)
         found[source.name] = source
-    return found if only is None else {n: s for n, s in found.items() if n == only}
+    return found
 
 
 def _entries_of(root: Path, name: str) -> list[str]:

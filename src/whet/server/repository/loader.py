@@ -24,6 +24,7 @@ from whet.server.scheduling.budget import RunBudget, run_budget
 from whet.server.scheduling.cache import ResponseCache
 from whet.server.scheduling.choose import Shared
 from whet.server.scheduling.ensemble_plan import Member
+from whet.server.scheduling.rate_limit import RateLimiter, read_resources
 from whet.session.inference_session import InferenceSession
 from whet.session.options import SessionOptions
 
@@ -36,7 +37,11 @@ class Loader:
     def __init__(self, plane: DataPlane, options: ServerOptions, at_once: int) -> None:
         self._plane = plane
         self._options = options
-        self._shared = Shared(cache=ResponseCache(options.cache_bytes) if options.cache_bytes else None)
+        is_limited = options.rate_limit == "execution_count"
+        self._shared = Shared(
+            RateLimiter(read_resources(options.rate_limit_resources)) if is_limited else None,
+            ResponseCache(options.cache_bytes) if options.cache_bytes else None,
+        )
         self._free = asyncio.Semaphore(at_once)
         # Threads of their own: what a load frees stays with its thread's allocator, so there should be few of them.
         self._threads = ThreadPoolExecutor(at_once, "whet-load")

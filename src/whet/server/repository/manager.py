@@ -309,9 +309,9 @@ class Repository:
             raise ModelNotFound("unknown model", found=name, hint=did_you_mean(name, self._states.all))
         members = self._ensembles.get(name, {})
         async with self._turn(name):
-            loaded = self._loaded.pop(name, None)
-            if loaded is not None:
-                self._settled[name] = loaded.stamp
+            if self._loaded.pop(name, None) is not None and (source := await self._find(name)) is not None:
+                # As the files are now, and not as they were loaded: the next look must not bring it back.
+                self._settled[name] = source.stamp
             self._wanted.discard(name)
             self._due.discard(name)
             self._ensembles.pop(name, None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from hashlib import blake2b
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from whet.server.request import Array, InferRequest
 ENTRY_BYTES = 512
 """What an entry costs beside its tensors, about."""
 OBJECT_BYTES = 40
+LARGE_BYTES = 256 << 10
+"""Inputs from this size on are digested in a thread: it would hold the event loop for more than 0.1 ms."""
 
 Key = bytes
 
@@ -62,13 +66,24 @@ class ResponseCache:
             self.evicted += 1
 
 
+async def find_key(generation: bytes, request: InferRequest, names: Sequence[str]) -> Key:
+    """`request_key`, away from the event loop where it takes long."""
+    if sum(t.array.nbytes for t in request.inputs) < LARGE_BYTES:
+        return request_key(generation, request, names)
+    return await asyncio.get_running_loop().run_in_executor(None, request_key, generation, request, names)
+
+
 def request_key(generation: bytes, request: InferRequest, names: Sequence[str]) -> Key:
-    """A digest of everything that the outputs follow from: the loaded model, the inputs, and the outputs asked for."""
-    digest = blake2b(generation, digest_size=32)
+    """A digest of everything that the outputs follow from: the loaded model, the inputs, and the outputs asked for.
+
+    SHA-256, which processors have instructions for: as fast as copying, and nobody can make two requests of one key.
+    """
+    digest = sha256(generation)
     for name in names:
         _text(digest, name)
     for tensor in sorted(request.inputs, key=lambda t: t.name):
         _text(digest, tensor.name)
+        _text(digest, tensor.datatype.name)
         array = tensor.array
         digest.update(struct.pack(f"<B{array.ndim}q", array.ndim, *array.shape))
         if tensor.datatype is BYTES:
@@ -79,7 +94,7 @@ def request_key(generation: bytes, request: InferRequest, names: Sequence[str]) 
     return digest.digest()
 
 
-def _text(digest: blake2b, text: str | bytes) -> None:
+def _text(digest: Any, text: str | bytes) -> None:
     content = text.encode(errors="surrogatepass") if isinstance(text, str) else bytes(text)
     digest.update(struct.pack("<Q", len(content)))
     digest.update(content)

@@ -23,9 +23,9 @@ from whet.session.inference_session import InferenceSession
 
 @dataclass(slots=True)
 class Shared:
-    """What the models of a server share. `cache` None: there is no response cache."""
+    """What the models of a server share. `cache` None: there is no response cache; `limiter` None: no rate limit."""
 
-    limiter: RateLimiter = field(default_factory=RateLimiter)
+    limiter: RateLimiter | None = field(default_factory=RateLimiter)
     cache: ResponseCache | None = None
 
 
@@ -62,7 +62,8 @@ def make_scheduling(
     limit = config.rate_limit
     sequence = config.sequence_batching
     inputs = SequenceInputs(config, session.get_inputs(), session.get_outputs()) if sequence is not None else None
-    ticket = shared.limiter.ticket(limit, config.name) if limit is not None and limit.resources else None
+    limiter = shared.limiter
+    ticket = limiter.ticket(limit, config.name) if limiter and limit is not None and limit.resources else None
     batching = config.dynamic_batching if sequence is None else batching_of(sequence)
     policy = batching.default_queue_policy if batching else QueuePolicy()
     batcher = Batcher(instances, config.max_batch_rows, batching, policy, config.name, on_batch, ticket)

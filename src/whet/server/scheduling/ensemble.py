@@ -11,7 +11,7 @@ from typing import Any
 from whet.errors import Fail, WhetError
 from whet.server.errors import DeadlineExceeded, ModelNotFound, ModelUnavailable, ShuttingDown
 from whet.server.model_config import ModelConfig
-from whet.server.request import Array, InferRequest, InputTensor
+from whet.server.request import Array, InferRequest, InputTensor, StepRun
 from whet.server.scheduling.ensemble_plan import EnsemblePlan, Resolve, Step, plan_ensemble
 from whet.server.scheduling.scheduler import OnBatch
 from whet.server.scheduling.work import Work
@@ -79,12 +79,14 @@ class EnsembleScheduler:
 
     async def _run(self, work: Work) -> None:
         tensors: dict[str, Array] = dict(work.feed)
+        ended: list[StepRun] = []
+        work.steps = ended
         try:
             if self.plan.is_chain:
                 for step in self.plan.steps:
-                    await self._step(step, work.request, tensors)
+                    await self._step(step, work.request, tensors, ended)
             else:
-                await self._graph(work.request, tensors)
+                await self._graph(work.request, tensors, ended)
             work.times.computed_ns = now = time.monotonic_ns()
             took = now - work.times.started_ns
             work.batch_rows, work.batch_closed = work.rows, "ensemble"
@@ -100,12 +102,12 @@ class EnsembleScheduler:
             work.stop_timer()
             del self._tasks[work]
 
-    async def _graph(self, request: InferRequest, tensors: dict[str, Array]) -> None:
+    async def _graph(self, request: InferRequest, tensors: dict[str, Array], ended: list[StepRun]) -> None:
         steps = self.plan.steps
         waits_for = [s.after for s in steps]
 
         async def run(at: int) -> None:
-            await self._step(steps[at], request, tensors)
+            await self._step(steps[at], request, tensors, ended)
             for following in steps[at].before:
                 waits_for[following] -= 1
                 if not waits_for[following]:
@@ -119,7 +121,9 @@ class EnsembleScheduler:
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
 
-    async def _step(self, step: Step, request: InferRequest, tensors: dict[str, Array]) -> None:
+    async def _step(
+        self, step: Step, request: InferRequest, tensors: dict[str, Array], ended: list[StepRun]
+    ) -> None:  # fmt: skip
         try:
             member = self._resolve(step.model, step.version)
         except ModelNotFound as error:
@@ -141,6 +145,10 @@ class EnsembleScheduler:
             raise Fail(f"{step.title} failed", found=f"{type(error).__name__}: {error}") from error
         for target, output in zip(step.outputs, response.outputs, strict=True):
             tensors[target] = output.array
+        ended.append(StepRun(
+            step.model, response.version, response.times, response.batch_rows, response.batch_closed,
+            response.from_cache, response.steps,
+        ))  # fmt: skip
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

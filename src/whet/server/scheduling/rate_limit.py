@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from whet.errors import InvalidArgument
+from whet.server.errors import Unsupported
 from whet.server.model_config import RateLimit
+
+MOST = (1 << 31) - 1
+"""The largest count of a resource: configurations hold no larger one."""
+
+
+def read_resources(given: Iterable[str]) -> dict[str, int]:
+    """Totals from texts NAME:COUNT, as Triton's --rate-limit-resource has them; the last of a name counts.
+
+    Raises InvalidArgument, and Unsupported for a device: resources are counted for the whole server.
+    """
+    found = {}
+    for text in given:
+        name, _, rest = text.partition(":")
+        count, _, device = rest.partition(":")
+        if device:
+            raise Unsupported(
+                "resources are counted for the whole server, not by device", value="--rate-limit-resource", found=text,
+                hint=f"Leave the device out: {name}:{count}.",
+            )  # fmt: skip
+        if not name or not (count.isascii() and count.isdigit()) or int(count) > MOST:
+            raise InvalidArgument("not a resource", value="--rate-limit-resource", found=text, expected="NAME:COUNT")
+        found[name] = int(count)
+    return found
 
 
 class Ticket:

@@ -12,6 +12,10 @@ NEW_SIZE_ALWAYS_NS = 2_000_000
 """First runs that cost no more than this above a later one are no reason to avoid a size."""
 WORTH = 1.1
 """How many times better a choice has to be by its prediction before it is taken."""
+HANDOFF_NS = 100_000
+"""What lies between two runs: the threads' handing over, and the loop's answers."""
+AGAIN = 64
+"""How often a size is avoided before it is measured again: it may have been slow because the machine was busy."""
 LIKELY = 0.5
 """Rows that a wait has to bring on average."""
 LONGEST_WAIT = 0.25
@@ -24,8 +28,9 @@ class RunTimes:
     """Measured run times by batch size, and what comes while a batch could wait. Times in nanoseconds.
 
     **Which size.** A size is *known* once it has run; its first run, which may compile, is counted apart. Of `rows`
-    that could run together, fewer are taken where two runs of known sizes are predicted to take less time than the one,
-    or where the size is new, first runs have been slow, and they have had their part (`NEW_SIZE_BUDGET`) of the time.
+    that could run together, fewer are taken where several runs of a known size are predicted to take less time than the
+    one (a size that is avoided so is tried again, every `AGAIN` times), or where the size is new, first runs have been
+    slow, and they have had their part (`NEW_SIZE_BUDGET`) of the time.
 
     **How long to wait**, with an instance free, for more rows where the configuration does not say. From the moment of
     such a *decision*, whatever it was, the rows that come are counted for each of `WINDOWS_NS`; an average of that is
@@ -38,6 +43,7 @@ class RunTimes:
     def __init__(self) -> None:
         self._average: dict[int, float] = {}
         self._first: dict[int, float] = {}
+        self._avoided: dict[int, int] = {}
         self._total_ns = 0.0
         self._new_ns = 0.0
         self._new_count = 0
@@ -108,9 +114,19 @@ class RunTimes:
         known = self._average
         if rows in known:
             best, best_ns = rows, known[rows] / WORTH
-            for less in known:
-                if less < rows and rows - less in known and known[less] + known[rows - less] < best_ns:
-                    best, best_ns = less, known[less] + known[rows - less]
+            for less, less_ns in known.items():
+                if less < rows:
+                    count, rest = divmod(rows, less)
+                    total = count * (less_ns + HANDOFF_NS) - HANDOFF_NS
+                    if rest:
+                        total += HANDOFF_NS + (self.predicted(rest) or 0.0)
+                    if total < best_ns:
+                        best, best_ns = less, total
+            if best < rows:
+                avoided = self._avoided.get(rows, 0) + 1
+                self._avoided[rows] = avoided % AGAIN
+                if avoided == AGAIN:
+                    return rows
             return best
         if rows in self._first or not self._new_is_dear():
             return rows

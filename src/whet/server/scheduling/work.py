@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from whet.server.request import Array, InferRequest, RequestTimes
+from whet.server.request import Array, InferRequest, RequestTimes, StepRun
 from whet.server.scheduling.instances import Stop
 
 ShapeKey = tuple[tuple[int, ...] | None, ...]
@@ -20,7 +20,7 @@ class Work:
     """A checked request that waits or runs. `feed` holds the model's inputs by name, in the model's shapes and types.
 
     `rows` is 1 for models without batches. `answer` gets the outputs, in the order of `output_names`, or the error.
-    The batcher keeps its own notes in `level` (of priority), `timer`, `state` and `batch`.
+    The batcher keeps its own notes in `level` (of priority), `timer`, `state` and `batch`; an ensemble in `steps`.
     """
 
     request: InferRequest
@@ -36,6 +36,7 @@ class Work:
     timer: asyncio.TimerHandle | None = None
     state: Literal["waiting", "running", "over"] = "waiting"
     batch: Batch | None = None
+    steps: Sequence[StepRun] = ()
 
     @property
     def is_over(self) -> bool:

@@ -67,7 +67,8 @@ class Status:
 
     def _live_document(self, access: Access) -> dict[str, Any]:
         plane, options = self._plane, self._options
-        states = plane.repository.index() if plane.repository is not None else []
+        repository = plane.repository
+        lacks = repository.unserved if repository is not None and repository.blocks_readiness else []
         return {
             "clock_ms": time.monotonic_ns() / 1e6,
             "started": self._started,
@@ -77,6 +78,7 @@ class Status:
             "ready": plane.ready,
             "loading": plane.loading,
             "draining": plane.draining or plane.closing,
+            "lacks": lacks,
             "ports": {
                 "HTTP": options.http_port,
                 "gRPC": options.grpc_port,
@@ -93,7 +95,7 @@ class Status:
             "gpus": self._gpus,
             "bounds": {"us": DURATION_BOUNDS_US, "rows": ROW_BOUNDS},
             "batch_reasons": BATCH_REASONS,
-            "states": states,
+            "states": repository.index() if repository is not None else [],
             "models": [self._model_figures(m) for versions in plane.models.values() for m in versions.values()],
         }
 

@@ -157,7 +157,7 @@ export class Bars {
       const fill = h("span", { class: `fill ${row.tone ?? "t1"}` });
       const value = h("span", { class: "value" });
       const share = h("span", { class: "share" });
-      const element = h("li", {}, h("span", { class: "label" }, name, text), h("span", { class: "track", "aria-hidden": "true" }, fill), value, share);
+      const element = h("li", {}, name, value, share, text, h("span", { class: "track", "aria-hidden": "true" }, fill));
       return {
         element,
         update: (r) => {

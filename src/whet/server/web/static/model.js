@@ -143,7 +143,10 @@ function pairs(list, rows) {
   const text = JSON.stringify(rows);
   if (list.dataset.text === text) return;
   list.dataset.text = text;
-  list.replaceChildren(...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  list.replaceChildren(...rows.flatMap(([name, value]) => {
+    if (!Array.isArray(value)) return [h("dt", {}, name), h("dd", {}, value)];
+    return [h("dt", { class: "wide" }, name), h("dd", { class: "wide" }, h("ul", {}, value.map(([k, v]) => h("li", {}, h("span", {}, k), v))))];
+  }));
 }
 
 function tensorTable(title, tensors) {
@@ -167,7 +170,7 @@ function schedulerRows(scheduler) {
     if (Array.isArray(value)) return [title, value.join(" → ")];
     if (value && typeof value === "object") {
       const write = name === "run_us" ? (x) => duration(x) : figure;
-      return [title, Object.entries(value).map(([k, v]) => `${k}: ${write(v)}`).join(",  ") || "not known yet"];
+      return [title, Object.keys(value).length ? Object.entries(value).map(([k, v]) => [k, write(v)]) : "not known yet"];
     }
     return [title, typeof value === "number" ? whole(value) : String(value)];
   });

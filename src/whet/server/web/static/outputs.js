@@ -59,8 +59,8 @@ function classList(row, labels) {
     const fill = h("span", { class: "fill t1" });
     fill.style.width = `${high > low ? ((Number(row[index]) - low) / (high - low)) * 100 : 0}%`;
     return h("li", {},
-      h("span", { class: "label" }, h("span", { class: "name" }, labels[index] || `class ${index}`), labels[index] && h("span", { class: "why" }, String(index))),
-      h("span", { class: "track", "aria-hidden": "true" }, fill), h("span", { class: "value" }, brief(Number(row[index]))));
+      h("span", {}, h("span", { class: "name" }, labels[index] || `class ${index}`), labels[index] && h("span", { class: "index" }, String(index))),
+      h("span", { class: "value" }, brief(Number(row[index]))), h("span", { class: "track", "aria-hidden": "true" }, fill));
   });
   return h("ol", { class: "bars classes" }, items);
 }

@@ -37,7 +37,7 @@ export function memoryOf(memory) {
 
 const COLUMNS = [
   ["Model", ""], ["State", ""], ["Req/s", "n"], ["p50", "n"], ["p99", "n"], ["Waiting", "n"], ["Rows/batch", "n"],
-  ["Failed", "n"], ["Memory", "n"], ["Load time", "n"],
+  ["Failed, all", "n"], ["Memory", "n"], ["Load time", "n"],
 ];
 
 function modelRow(feed, entry) {
@@ -93,6 +93,7 @@ export class Overview {
     this.admin = adminNote(feed);
     this.filter = h("input", { type: "search", placeholder: "Filter models", "aria-label": "Filter models", on: { input: () => this.update() } });
     this.body = h("tbody");
+    this.lacks = h("p", { class: "warn", hidden: true });
     this.none = h("div", { class: "empty" });
     const head = h("thead", {}, h("tr", {}, COLUMNS.map(([name, kind]) => h("th", { scope: "col", class: kind }, name)), h("th", { scope: "col" }, h("span", { class: "unseen" }, "Actions"))));
     this.table = h("table", { class: "models" }, h("caption", { class: "unseen" }, `Models; rates and percentiles are of the last ${WINDOW_S} s`), head, this.body);
@@ -102,6 +103,7 @@ export class Overview {
     models.querySelector("header").append(this.count, this.filter, this.admin.element);
     this.element = h("div", { class: "view" },
       h("h1", { class: "unseen" }, "Overview"),
+      this.lacks,
       h("div", { class: "grid four" }, this.traffic.elements, this.machine.element),
       models,
       h("div", { class: "grid four" }, this.batches.elements),
@@ -112,6 +114,8 @@ export class Overview {
     const { latest } = this.feed;
     if (!latest) return;
     for (const part of [this.traffic, this.machine, this.batches, this.gpus, this.admin]) part.update();
+    show(this.lacks, latest.lacks.length > 0 && !latest.loading);
+    setText(this.lacks, `The server is not ready: it should have served ${latest.lacks.join(", ")} from its start. The other models answer.`);
     const wanted = this.filter.value.trim().toLowerCase();
     const rows = latest.states.filter((s) => s.name.toLowerCase().includes(wanted));
     show(this.filter, latest.states.length > 6);

@@ -80,7 +80,8 @@ export class Traffic {
   update() {
     const { feed, key } = this;
     const isNested = key === null && feed.latest.models.some((m) => m.platform === "ensemble");
-    setText(this.note, `last ${WINDOW_S} s${isNested ? ", ensembles and their steps" : ""}`);
+    setText(this.note, `last ${WINDOW_S} s${isNested ? ", with steps" : ""}`);
+    if (isNested) this.note.title = "A request for an ensemble counts, and so does each of its steps.";
     const points = feed.series.get(key) ?? [];
     const recent = feed.recent(key);
     const s = feed.seconds;
