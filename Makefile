@@ -22,6 +22,7 @@ unit: $(VENV)/.test
 # Long runs by hand; continuous integration runs short ones of the same.
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds 600
+	$(BIN)/python -m tests.server.grpc_fuzz --seconds 600
 	$(BIN)/python -m tests.kernel_fuzz --calls 10000000 --kernels 3000 --jobs $(JOBS)
 	$(BIN)/python -m tests.threaded_runs --runs 100000
 

@@ -54,7 +54,12 @@ class OptionsServer(RunningServer):
             command = [sys.executable, "-m", "tests.server.options_server", json.dumps(document, default=str)]
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         if self._wait:
-            self.wait_until_ready()
+            try:
+                self.wait_until_ready()
+            except BaseException:
+                self.process.kill()
+                self.process.wait()
+                raise
         return self
 
     def wait_until_ready(self) -> None:

@@ -124,7 +124,9 @@ def grpc_unary(soak: Soak, who: str) -> None:
                 feed = model.draw(rng)
                 got: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
                 client.async_infer(
-                    model.name, triton_inputs(triton_grpc, feed), lambda *answer, got=got: got.put(answer),
+                    model.name, triton_inputs(triton_grpc, feed),
+                    # tritonclient passes these by their names.
+                    lambda result, error, got=got: got.put((result, error)),
                     request_id=f"{who}-{turn}-{at}", client_timeout=CALL_S,
                 )  # fmt: skip
                 several.append((model, feed, got, f"{who}-{turn}-{at}"))

@@ -26,7 +26,7 @@ from whet.errors import InvalidArgument
 from whet.server.options import ServerOptions
 
 NOBODY = 54321
-END_S = 60.0
+END_S = 180.0
 
 
 @pytest.fixture(scope="module")

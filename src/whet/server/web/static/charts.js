@@ -33,7 +33,9 @@ export class LineChart {
   }
 
   update(points) {
-    this.points = points;
+    const last = points.at(-1)?.t ?? 0;
+    // Answers that came late are further apart than a second.
+    this.points = points.filter((p) => last - p.t <= POINTS);
     this.draw();
   }
 

@@ -71,7 +71,7 @@ export class Traffic {
     });
     this.elements = [
       card("Throughput", "-", boxes(this.requests, this.rows, this.failed), this.rate.element),
-      card("Latency", `last ${WINDOW_S} s, from receipt to answer`, boxes(this.p50, this.p95, this.p99), this.latency.element),
+      card("Latency", `last ${WINDOW_S} s, in the server`, boxes(this.p50, this.p95, this.p99), this.latency.element),
       card("Queue", "now", boxes(this.pending, this.flight, this.mean), this.queue.element),
     ];
     this.note = this.elements[0].querySelector("header .hint");
@@ -107,8 +107,8 @@ export class Machine {
   constructor(feed) {
     this.feed = feed;
     this.cpu = figureBox("CPU", "t1");
-    this.cores = figureBox("cores, server");
-    this.memory = figureBox("memory, server");
+    this.cores = figureBox("own cores");
+    this.memory = figureBox("own memory");
     this.chart = new LineChart({
       title: "Use of the machine", format: percent, most: 1,
       lines: [{ field: "cpu", name: "CPU", tone: "t1" }, { field: "used", name: "memory", tone: "t4" }],
