@@ -29,7 +29,6 @@ from whet.runtime.cores import core_budget
 from whet.runtime.program import Table
 from whet.runtime.streams import StreamContext, merge
 
-
 TRAFFIC = 3
 """How often a value passes between a cache and what is behind it: fetched to be written, written, and read."""
 
