@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from onnx import helper, numpy_helper
 
 import whet
 from whet.codegen.target import AVX2, AVX512, NEON, Target
+from whet.compiler.compile import compile_graph
 from whet.compiler.lowering import LowerEnv
 from whet.compiler.tactics.chain import APART, BOTH, CHAIN_TACTICS, EXPAND, ChainGeometry, choose_chain
+from whet.compiler.tactics.question import Question
 from whet.errors import InvalidArgument
 from whet.kernels.chain_shape import ChainWork
 from whet.kernels.conv import Window
+from whet.providers.cpu.executable import CpuExecutable
 
 Array = np.ndarray[Any, Any]
 
@@ -147,6 +151,53 @@ def test_separable(tmp_path: Any) -> None:
         net.conv(outputs)
         net.add("Relu")
     check(net, (1, 16, 18, 21), tmp_path, "depthwise-project")
+
+
+class Recorder:
+    """Keeps the questions of a lowering and leaves the answers to the cost model."""
+
+    def __init__(self) -> None:
+        self.asked: list[Question] = []
+
+    def pick(self, question: Question) -> str | None:
+        self.asked.append(question)
+        return None
+
+
+def questions(net: Net) -> list[Question]:
+    """What the lowering of a net asks about chains."""
+    made = whet.InferenceSession(net.model(), providers=["CPUExecutionProvider"])
+    (step,) = made._main.compiled.executor._steps
+    executable = step.executable
+    assert isinstance(executable, CpuExecutable)
+    assert executable._specializer is not None
+    recorder = Recorder()
+    compile_graph(executable._specializer.specialize({}), replace(executable._lower_env, choices=recorder))
+    return [question for question in recorder.asked if question.family == "chain"]
+
+
+def test_a_choice_is_timed_with_all_that_it_decides_on() -> None:
+    # Each 1x1 convolution can end one chain or begin the next, so the first choice reaches to the last.
+    separable = Net(16, (18, 21))
+    names = []
+    for outputs in (32, 48, 20):
+        names += [separable.depthwise(), separable.conv(outputs)]
+    asked = questions(separable)
+    assert asked
+    for question in asked:
+        assert {label.split("(")[1].rstrip(")") for label in question.nodes} == set(names)
+
+    # A residual stands between these chains, so each is by itself.
+    residual = Net(16, (18, 21))
+    blocks = []
+    for _ in range(2):
+        start = residual.last
+        blocks.append({residual.conv(48), residual.depthwise(), residual.conv(16)})
+        residual.add("Add", start)
+    found = [{label.split("(")[1].rstrip(")") for label in question.nodes} for question in questions(residual)]
+    assert len(found) == 2
+    assert found[0] != found[1]
+    assert all(nodes in blocks for nodes in found)
 
 
 def test_images_at_run_time(tmp_path: Any) -> None:

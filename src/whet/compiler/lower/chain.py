@@ -66,8 +66,9 @@ def join_chains(ctx: Lowering, items: Sequence[Item]) -> Sequence[Item | Chained
     readers = {_node(item): item for item in items if _node(item) is not None}
     taken: set[int] = set()
     found: dict[int, Chained] = {}
+    linked = _linked(items, made, readers)
     for item in items:
-        chain = None if id(item) in taken else _chain_around(ctx, item, made, readers, taken)
+        chain = None if id(item) in taken else _chain_around(ctx, item, made, readers, taken, linked)
         if chain is not None:
             taken.update(id(part) for part in chain.items)
             found[id(chain.items[-1])] = chain
@@ -84,27 +85,57 @@ def _root(item: Item) -> Value:
     return item.root if isinstance(item, Group) else item.output
 
 
+def _linked(
+    items: Sequence[Item], made: Mapping[Value, Item], readers: Mapping[Node | None, Item]
+) -> dict[int, tuple[str, ...]]:
+    """For each item that can be part of a chain, the labels of all convolutions whose steps depend on its choice.
+
+    Where the end of one chain can be the beginning of the next, what is chosen for the first decides on the second.
+    """
+    runs: dict[int, list[Item]] = {}
+    for item in items:
+        work = _depthwise(item)
+        if work is None:
+            continue
+        joined: dict[int, Item] = {}
+        for part in (item, *_neighbours(item, made, readers, work.dtype)):
+            if part is not None:
+                joined |= {id(other): other for other in runs.get(id(part), [part])}
+        run = list(joined.values())
+        runs |= {id(part): run for part in run}
+    return {key: tuple(n.label for n in map(_node, run) if n is not None) for key, run in runs.items()}
+
+
+def _neighbours(
+    item: Item, made: Mapping[Value, Item], readers: Mapping[Node | None, Item], element: DType
+) -> tuple[Item | None, Item | None]:
+    """The 1x1 convolutions before and behind a depthwise one that can be in one chain with it."""
+    node, root = _node(item), _root(item)
+    assert node is not None
+    x = node.inputs[0]
+    assert x is not None
+    before = made.get(x) if x.only_use is node else None
+    if before is not None and not (_is_pointwise(before, element) and _stays_inside(before)):
+        before = None
+    behind = readers.get(root.only_use)
+    if behind is not None and not (_is_pointwise(behind, element) and _reads(behind, root) and _stays_inside(item)):
+        behind = None
+    return before, behind
+
+
 def _chain_around(
-    ctx: Lowering, item: Item, made: Mapping[Value, Item], readers: Mapping[Node | None, Item], taken: set[int]
-) -> Chained | None:
+    ctx: Lowering, item: Item, made: Mapping[Value, Item], readers: Mapping[Node | None, Item], taken: set[int],
+    linked: Mapping[int, tuple[str, ...]],
+) -> Chained | None:  # fmt: skip
     """The chain around a depthwise convolution that is worth it, or None."""
     work = _depthwise(item)
     if work is None:
         return None
-    node = _node(item)
+    node, root = _node(item), _root(item)
     assert node is not None
-    x, root = node.inputs[0], _root(item)
-    assert x is not None
-    before = made.get(x) if x.only_use is node else None
-    if before is None or id(before) in taken or not _is_pointwise(before, work.dtype) or not _stays_inside(before):
-        before = None
-    behind = readers.get(root.only_use)
-    if behind is not None and (
-        id(behind) in taken or not _is_pointwise(behind, work.dtype) or not _reads(behind, root)
-    ):
-        behind = None
-    if behind is not None and not _stays_inside(item):
-        behind = None
+    before, behind = (
+        None if part is None or id(part) in taken else part for part in _neighbours(item, made, readers, work.dtype)
+    )
     if before is not None:
         first = _node(before)
         assert first is not None
@@ -122,9 +153,8 @@ def _chain_around(
     images = shape_of(root)[0]
     geometry = ChainGeometry(work, images if isinstance(images, int) else 1, ctx.env.threads)
     parts = tuple(part for part in (before, item, behind) if part is not None)
-    nodes = tuple(part.label for part in map(_node, parts) if part is not None)
     detail = [[inner.op for inner in part.nodes] if isinstance(part, Group) else [] for part in parts]
-    tactic = choose_chain(geometry, ctx.env, node.label, detail, nodes)
+    tactic = choose_chain(geometry, ctx.env, node.label, detail, linked[id(item)])
     if tactic == APART:
         return None
     if tactic == PROJECT:
