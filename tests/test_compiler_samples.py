@@ -78,6 +78,7 @@ TOGETHER: dict[str, str] = {
     "one of all": "(float[N, 4] x) => (float[N, 4] y, float[1, 1] z) <int64[2] a = {0, 1}> "
     "{ y = Relu(x) z = ReduceMax(x, a) }",
     "merged": "(float[N, 4] x) => (float[2, M] y) <int64[2] s = {2, -1}> { y = Reshape(x, s) }",
+    "a scale for each": "(float[N, 4] x, float[M, 4] s) => (float[N, 4] y) { y = LayerNormalization(x, s) }",
     "turned over": "(float[N, N] x) => (float[N, N] y) { y = Transpose(x) }",
     "padded in front": "(float[N, 4] x) => (float[M, 4] y) <int64[4] p = {1, 0, -1, 0}> { y = Pad(x, p) }",
 }  # fmt: skip
@@ -111,7 +112,8 @@ def feeds(made: whet.InferenceSession, samples: int, seed: int = 0) -> dict[str,
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch that may be run a sample at a time is."""
-    monkeypatch.setattr(batches_module, "_pays", lambda blueprint, slots: True)
+    monkeypatch.setattr(batches_module, "_pays", lambda blueprint, slots, symbol: True)
+    monkeypatch.setattr(batches_module, "core_budget", lambda: 2)
 
 
 @pytest.mark.usefixtures("always")
@@ -229,7 +231,9 @@ def test_a_sample_that_fails_names_its_node(bad: int) -> None:
     wrong = {**given, "i": given["i"].copy()}
     wrong["i"][bad, 2] = 9
     for _ in range(20):
-        with pytest.raises(InvalidArgument, match=r"an index lies outside its axis.*Gather.*position 2"):
+        with pytest.raises(
+            InvalidArgument, match=rf"an index lies outside its axis.*Gather.*position 2 of sample {bad}"
+        ):
             made.run(None, wrong)
         found = made.run(None, given)
         np.testing.assert_array_equal(found[0], given["t"][given["i"]])
@@ -284,6 +288,25 @@ def test_shapes_and_limits_are_checked_for_the_whole_batch() -> None:
     assert made.run(None, {"x": np.ones((62, 4, 1), np.float32)})[0].sum() == 248_000
     with pytest.raises(ResourceExhausted, match="1008000 bytes"):
         made.run(None, {"x": np.ones((63, 4, 1), np.float32)})
+
+
+@pytest.mark.usefixtures("always")
+def test_values_of_other_providers_may_have_another_number_of_samples() -> None:
+    # How many values are different only a run tells; the types say M of both.
+    graph = """g (int64[N] x, float[M, 40000] b) => (float[M, 40000] y) <int64[1] a = {1}> {
+        u, p, q, r = Unique <sorted = 1> (x)
+        f = Cast <to = 1> (u)
+        c = Unsqueeze(f, a)
+        y = Add(c, b)
+    }"""
+    made = session(graph)
+    assert "ReferenceExecutionProvider" in made.placement.by_provider
+    b = np.random.default_rng(0).standard_normal((6, 40000), dtype=np.float32)
+    x = np.array([5, 3, 3, 5, 1, 0, 2, 9])
+    np.testing.assert_array_equal(made.run(None, {"x": x, "b": b})[0], np.unique(x)[:, None].astype(np.float32) + b)
+    for rows in (2, 5):
+        with pytest.raises(InvalidArgument):
+            made.run(None, {"x": x, "b": b[:rows]})
 
 
 @pytest.mark.usefixtures("always")

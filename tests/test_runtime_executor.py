@@ -514,6 +514,7 @@ def test_rebinding_keeps_memory_that_is_large_enough() -> None:
 def test_workers_beyond_the_budget_never_spin() -> None:
     one_kernel(Fill(), 1).context(8)
     crew = team()
+    crew.set_idle_spin(150_000)  # a session for throughput, in another test, may have switched it off
     assert crew.workers >= 7
     spins = [int(crew.mailbox(i)[Worker.IDLE_SPIN]) for i in range(crew.workers)]
     assert all(spins[: crew.spinning])

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -163,12 +164,14 @@ def test_any_user_may_start_it(models: Path, tmp_path: Path) -> None:
         closed.mkdir(mode=0o700)
         status, output = run_all({"closed": [*become, *command(closed)]}, env=environment)["closed"]
         assert (status, str(closed) in output, "Traceback" in output) == (1, True, False), output
-        for path in (models, *models.parents[:3]):
-            path.chmod(0o755)
+    # Not below pytest's own folders, which are closed to other users.
+    open_to_all = tempfile.TemporaryDirectory()
+    Path(open_to_all.name).chmod(0o755)
+    served = Path(shutil.copytree(models, Path(open_to_all.name) / "models"))
     http_port, log = free_port(), tmp_path / "log"
     with open(log, "wb") as out:
         process = subprocess.Popen(
-            [*become, *command(models, "--http-port", str(http_port))], stdout=out, stderr=out, env=environment
+            [*become, *command(served, "--http-port", str(http_port))], stdout=out, stderr=out, env=environment
         )
     try:
         end = time.monotonic() + END_S
@@ -181,7 +184,9 @@ def test_any_user_may_start_it(models: Path, tmp_path: Path) -> None:
             assert b'"READY"' in answer.read(), log.read_text()
     finally:
         process.terminate()
-        assert process.wait(END_S) == 0, log.read_text()
+        ended = process.wait(END_S)
+        open_to_all.cleanup()
+    assert ended == 0, log.read_text()
     assert "Traceback" not in log.read_text()
     assert not list(sealed.iterdir())
 

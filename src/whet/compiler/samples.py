@@ -143,7 +143,13 @@ def _batch_norm(proof: _Proof, node: Node) -> bool:
 
 
 def _quantize(proof: _Proof, node: Node) -> bool:
-    return _by_sample(proof, node) and (_rank(node.input(1)) == 0 or _axis_is_inner(node, node.int_attr("axis", 1)))
+    # One scale, or one for each place along an axis; not blocks of places, which go along the samples too.
+    rank = _rank(node.input(1))
+    return _by_sample(proof, node) and (rank == 0 or (rank == 1 and _axis_is_inner(node, node.int_attr("axis", 1))))
+
+
+def _norm(proof: _Proof, node: Node) -> bool:
+    return _along(-1)(proof, node) and proof.alike(node, *node.inputs[1:])
 
 
 def _along(default: int) -> _Rule:
@@ -249,8 +255,8 @@ _RULES: dict[str, _Rule] = {
          "ReduceProd", "ReduceSum", "ReduceSumSquare"),
         _over(1),
     ),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "RMSNormalization", "LpNormalization"),
-                    _along(-1)),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), _along(-1)),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _norm),
     **dict.fromkeys(("ArgMax", "ArgMin", "Split"), _along(0)),
     "TopK": _along(-1),
     "CumSum": _over(1),

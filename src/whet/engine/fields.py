@@ -6,6 +6,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+import whet.compiler.samples
 import whet.runtime
 from whet.codegen.target import Target
 from whet.compiler.link import generator_digest
@@ -27,6 +28,7 @@ def machine_fields(target: Target) -> Fields:
 def _runtime_digest() -> str:
     """A digest of the code that gives tables their meaning."""
     digest = hashlib.sha256()
-    for path in sorted(Path(whet.runtime.__file__).parent.glob("*.py")):
+    # The proof that samples are apart is kept in an engine.
+    for path in (*sorted(Path(whet.runtime.__file__).parent.glob("*.py")), Path(whet.compiler.samples.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()

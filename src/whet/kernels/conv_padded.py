@@ -270,6 +270,6 @@ _LATENCY = 4.0
 
 
 def _even(extent: int, most: int) -> int:
-    """The size of parts of `extent`, at most `most` and about equal."""
-    most = max(most, 1)
-    return -(-extent // -(-extent // most))
+    """The size of parts of `extent`, at most `most` and about equal; 1 where there is nothing to part."""
+    parts = -(-extent // max(most, 1))
+    return -(-extent // parts) if parts else 1

@@ -294,8 +294,9 @@ _MOST_PRODUCTS = 350
 
 
 def _even(extent: int, most: int) -> int:
-    """The size of parts of `extent`, at most `most` and about equal."""
-    return -(-extent // -(-extent // most))
+    """The size of parts of `extent`, at most `most` and about equal; 1 where there is nothing to part."""
+    parts = -(-extent // max(most, 1))
+    return -(-extent // parts) if parts else 1
 
 
 def pack_depthwise_weights(weights: Array, lanes: int) -> Array:

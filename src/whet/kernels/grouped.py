@@ -370,8 +370,9 @@ _ROWS, _BUNDLES = 8, 2
 
 
 def _even(extent: int, most: int) -> int:
-    """The size of parts of `extent`, at most `most` and about equal."""
-    return max(1, -(-extent // -(-extent // most)))
+    """The size of parts of `extent`, at most `most` and about equal; 1 where there is nothing to part."""
+    parts = -(-extent // max(most, 1))
+    return -(-extent // parts) if parts else 1
 
 
 def pack_grouped_weights(weights: Array, groups: int, lanes: int) -> Array:

@@ -60,6 +60,7 @@ class RunContext:
         self._block[Context.THREADS] = threads
         self._arena = arena if arena is not None else Area(0)
         self._scratch = Area(0)
+        self._generation: int | None = None
         self._attach()
         self.rebind(loaded)
 
@@ -151,7 +152,8 @@ class RunContext:
     @property
     def nbytes(self) -> int:
         """Bytes of the context's own memory, the arena left out."""
-        return sum(a.nbytes for a in (self._words, self._slots, self._bases, self._block, self._station, self._scratch))
+        station = 0 if self._is_part else self._station.nbytes
+        return station + sum(a.nbytes for a in (self._words, self._slots, self._bases, self._block, self._scratch))
 
     def slot(self, index: int) -> int:
         """A slot's number, after `prepare` or `run`."""
@@ -201,9 +203,11 @@ class RunContext:
 
     def _attach(self) -> None:
         """See to it that the workers exist: at first, and in the child of a fork."""
-        self._generation = self._team.generation
+        before, self._generation = self._generation, self._team.generation
         self._team.ensure(self._threads - 1)
-        self._station[Station.SLEEPERS] = 0
+        if before not in (None, self._generation):
+            # In the child of a fork: whoever slept there is gone. Elsewhere a late worker may still count itself.
+            self._station[Station.SLEEPERS] = 0
 
 
 def _take_station(system: int, threads: int) -> Words:

@@ -41,6 +41,8 @@ class Context:
     """Workers that the run holds."""
     OUTCOME = 22
     """How the last sample of a batch ended, where the context runs samples (see `streams`)."""
+    SAMPLE = 23
+    """Which sample that was."""
     SIZE = 32
 
 

@@ -41,6 +41,7 @@ class StreamContext:
         self.failed: RunContext | None = None
         """The context in which the last run that was not DONE stopped."""
         self.failed_status = 0
+        self.failed_sample = 0
 
     @property
     def arena_bytes(self) -> int:
@@ -86,13 +87,17 @@ class StreamContext:
         return outcome if outcome == p.DONE else self._failure(outcome)
 
     def _failure(self, outcome: int) -> int:
-        """How the threads ended: what a kernel had to say comes before a stop, which follows from it."""
+        """How the threads ended: what a kernel had to say comes before a stop."""
         self.failed, self.failed_status = None, self._outer.failed_status
+        ends = [(part, int(part.block[Context.OUTCOME])) for part in self.parts]
         for part in self.parts:
-            ended = int(part.block[Context.OUTCOME])
             part.block[Context.OUTCOME] = p.DONE
-            if ended != p.DONE and (self.failed is None or ended == p.KERNEL_FAILED):
-                self.failed, outcome = part, ended
+        # The status that stands is the first: a stop's where that came before a kernel's failure.
+        failures = [end for end in ends if end[1] == p.KERNEL_FAILED and self.failed_status > 0]
+        stops = [end for end in ends if end[1] in (p.CANCELLED, p.LATE)]
+        for part, ended in (*failures, *stops):
+            self.failed, self.failed_sample = part, int(part.block[Context.SAMPLE])
+            return ended
         return outcome
 
 

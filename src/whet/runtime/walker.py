@@ -232,6 +232,8 @@ def _define_stream(module: Module, place: Function, plain: Function, profiled: F
             k.call_void(place, context, io, 0, context.load(Context.IO_COUNT))
             outcome = _walk(k, context, plain, profiled)
             context.store(outcome, Context.OUTCOME)
+            context.store(sample, Context.SAMPLE)
             with k.when(outcome != table.DONE):
-                k.return_(outcome)
+                # Below 0: a kernel's own status, which is first where there is one, is above.
+                k.return_(0 - outcome)
         k.return_(0)

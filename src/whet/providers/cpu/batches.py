@@ -21,6 +21,7 @@ import numpy as np
 from whet.codegen.target import host_target
 from whet.compiler.assemble import Blueprint
 from whet.compiler.weights import Array
+from whet.errors import InvalidArgument
 from whet.providers.cpu.plan import PLANS, Plan
 from whet.runtime import program as p
 from whet.runtime.cancel import CancelToken
@@ -31,6 +32,12 @@ from whet.runtime.streams import StreamContext, merge
 
 TRAFFIC = 3
 """How often a value passes between a cache and what is behind it: fetched to be written, written, and read."""
+
+
+MOST_EXTENTS = 4
+"""Extents of a sample whose memory is kept."""
+MOST_FREE = 8
+"""Contexts of batches of the same extents that are kept: as many as ran at one time, up to this."""
 
 
 class Batch:
@@ -56,6 +63,7 @@ class Batch:
         self.failed = self.native
         """The context in which the last run that was not DONE stopped."""
         self.failed_status = 0
+        self.failed_sample = 0
 
     @property
     def native(self) -> RunContext:
@@ -96,6 +104,7 @@ class Batch:
                 outcome = self._streams.run(shared, inputs, outputs, self.steps, deadline_ns, timestamps)
             if outcome != p.DONE:
                 self.failed, self.failed_status = self._streams.failed or self.native, self._streams.failed_status
+                self.failed_sample = self._streams.failed_sample
                 return outcome
         if shared == samples:
             return p.DONE
@@ -108,7 +117,7 @@ class Batch:
             with _watched(cancel, rest.cancel_address):
                 outcome = rest.run(places[: len(inputs)], places[len(inputs) :], deadline_ns, own)
             if outcome != p.DONE:
-                self.failed, self.failed_status = rest, rest.failed_status
+                self.failed, self.failed_status, self.failed_sample = rest, rest.failed_status, sample
                 return outcome
             if timestamps is not None and own is not None:
                 merge([own], timestamps)
@@ -127,7 +136,8 @@ class Batches:
         self._least = max(2, core_budget())
         self._lock = threading.Lock()
         self._pays: OrderedDict[tuple[int, ...], bool] = OrderedDict()
-        self._free: deque[Batch] = deque()
+        self._free: OrderedDict[tuple[tuple[int, ...], int], deque[Batch]] = OrderedDict()
+        """Those that no run has, by the extents of a sample and the threads; the last used last."""
         self._all: weakref.WeakSet[Batch] = weakref.WeakSet()
 
     def sample(
@@ -143,10 +153,10 @@ class Batches:
         single = (*symbols[:at], 1, *symbols[at + 1 :])
         pays = self._pays.get(single)
         if pays is None:
-            pays = _pays(blueprint, slots(single))
+            pays = _pays(blueprint, slots(single), at)
             with self._lock:
                 self._pays[single] = pays
-                while len(self._pays) > PLANS:
+                while len(self._pays) > 4 * PLANS:
                     self._pays.popitem(last=False)
         return single if pays else None
 
@@ -154,19 +164,27 @@ class Batches:
         """How many samples a run of these extents has."""
         return symbols[self._symbol]
 
-    def first(self, arrays: Sequence[Array], blueprint: Blueprint) -> list[Array]:
-        """The first sample of each input."""
-        dims_of = blueprint.input_dims
-        return [a[:1] if dims[:1] == (self._symbol,) else a for a, dims in zip(arrays, dims_of, strict=True)]
+    def first(self, arrays: Sequence[Array], blueprint: Blueprint, samples: int, names: Sequence[str]) -> list[Array]:
+        """The first sample of each input. Raises InvalidArgument where an input has another number of them.
+
+        What another provider gives may belie its declared type, so that this is not known before.
+        """
+        firsts = []
+        for array, dims, name in zip(arrays, blueprint.input_dims, names, strict=True):
+            batched = dims[:1] == (self._symbol,)
+            if batched and array.shape[:1] != (samples,):
+                raise InvalidArgument(
+                    "an input's shape does not agree with the other inputs'", value=name, found=array.shape,
+                    expected=(samples, *array.shape[1:]),
+                )  # fmt: skip
+            firsts.append(array[:1] if batched else array)
+        return firsts
 
     def take(self, single: tuple[int, ...], threads: int) -> Batch | None:
         """A free batch whose last run was of samples of these extents, if there is one."""
-        try:
-            found = self._free.pop()
-        except IndexError:
-            return None
-        # One of other extents makes room for them: its memory is laid out for its own.
-        return found if found.symbols == single and found.threads == threads else None
+        with self._lock:
+            pool = self._free.get((single, threads))
+            return pool.pop() if pool else None
 
     def new(self, plan: Plan, threads: int) -> Batch:
         """A batch that runs by `plan`."""
@@ -178,8 +196,14 @@ class Batches:
         return made
 
     def give_back(self, batch: Batch) -> None:
-        """The run is over."""
-        self._free.append(batch)
+        """The run is over. Extents that were not run for the longest time lose their memory."""
+        assert batch.symbols is not None
+        key = batch.symbols, batch.threads
+        with self._lock:
+            self._free.setdefault(key, deque(maxlen=MOST_FREE)).append(batch)
+            self._free.move_to_end(key)
+            while len(self._free) > MOST_EXTENTS:
+                self._free.popitem(last=False)
 
     def all(self) -> list[Batch]:
         """Those that exist."""
@@ -187,8 +211,14 @@ class Batches:
             return list(self._all)
 
 
-def _pays(blueprint: Blueprint, slots: Table) -> bool:
-    """Whether the values between the steps of one sample outweigh the weights, and do not fit a core's cache."""
-    values = sum(int(slots[slot]) * buffer.dtype.bits // 8 for buffer, slot in blueprint.size_slots.items())
-    weights = sum(w.array.nbytes for w in blueprint.weights)
+def _pays(blueprint: Blueprint, slots: Table, symbol: int) -> bool:
+    """Whether the values between the steps of one sample outweigh what all samples read, and do not fit a core's cache.
+
+    Inputs that all samples share are taken to be weights of four bytes which each sample brings into order again.
+    """
+    shared = sum(
+        4 * math.prod(int(slots[slot]) for slot in dims) for dims in blueprint.input_dims if dims[:1] != (symbol,)
+    )
+    values = sum(int(slots[slot]) * buffer.dtype.bits // 8 for buffer, slot in blueprint.size_slots.items()) - shared
+    weights = sum(w.array.nbytes for w in blueprint.weights) + 2 * shared
     return values * TRAFFIC > weights and values > host_target().l2_bytes

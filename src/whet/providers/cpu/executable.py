@@ -278,14 +278,13 @@ class CpuExecutable:
         arrays: Sequence[Array], state: RunState | None,
     ) -> list[Array]:  # fmt: skip
         """A run of a batch, a sample at a time; `single` are the extents of one."""
+        firsts = batches.first(arrays, specialization.blueprint, samples, specialization.form.input_names)
         batch = batches.take(single, self._threads)
-        firsts = batches.first(arrays, specialization.blueprint)
         if batch is None or batch.shapes != [a.shape for a in firsts]:
-            batch = batches.new(specialization.plan(single), self._threads)
+            # Not the plan of a range that was asked for, which may be laid out for whole batches.
+            batch = batches.new(specialization.plan(single, exact=True), self._threads)
             if batch.prepare(single) != p.DONE:
-                batch = batches.new(specialization.plan(single, exact=True), self._threads)
-                if batch.prepare(single) != p.DONE:
-                    raise _unfit(batch.plan, batch.native, single)
+                raise _unfit(batch.plan, batch.native, single)
             batch.bind(single, firsts, self._outputs(specialization, batch.plan, batch.native, firsts))
         shapes = [((samples, *shape[1:]), dtype) for shape, dtype in batch.outputs]
         self._check_sizes(specialization, shapes)
@@ -299,7 +298,7 @@ class CpuExecutable:
             state.events.extend(step_events(batch.plan.blueprint, program, stamps, batch.native))
         try:
             if outcome:
-                raise self._failure(batch.plan, batch.failed, batch.failed_status, outcome, state)
+                raise self._failure(batch.plan, batch.failed, batch.failed_status, outcome, state, batch.failed_sample)
         finally:
             batches.give_back(batch)
         return outputs
@@ -420,7 +419,10 @@ class CpuExecutable:
                     hint="Raise Limits.tensor_bytes if this is meant.",
                 )  # fmt: skip
 
-    def _failure(self, plan: Plan, native: RunContext, status: int, outcome: int, state: RunState | None) -> Exception:
+    def _failure(
+        self, plan: Plan, native: RunContext, status: int, outcome: int, state: RunState | None,
+        sample: int | None = None,
+    ) -> Exception:  # fmt: skip
         if outcome in (p.CANCELLED, p.LATE):
             if state is not None:
                 state.check()
@@ -430,16 +432,15 @@ class CpuExecutable:
         program = plan.loaded.program
         node = program.nodes[int(program.rows[native.failed_row, 5])]
         code, element = status & ((1 << STATUS_CODE_BITS) - 1), status >> STATUS_CODE_BITS
+        where = f"{element}" if sample is None else f"{element} of sample {sample}"
         if code == INDEX_OUT_OF_BOUNDS:
-            return InvalidArgument(
-                "an index lies outside its axis", node=node, found=f"the index at position {element}"
-            )
+            return InvalidArgument("an index lies outside its axis", node=node, found=f"the index at position {where}")
         if code == BAD_VALUE:
             return InvalidArgument("an operand holds a value that is not allowed", node=node,
-                                   found=f"the element at position {element}")  # fmt: skip
+                                   found=f"the element at position {where}")  # fmt: skip
         if code == EXTENT_MISMATCH:
             return InvalidArgument("the extents of the operands do not fit", node=node, found=f"an extent of {element}")
-        return RuntimeException("a kernel failed", node=node, found=f"status {code} at {element}")
+        return RuntimeException("a kernel failed", node=node, found=f"status {code} at {where}")
 
 
 def _unfit(plan: Plan, native: RunContext, symbols: tuple[int, ...]) -> Exception:
