@@ -235,9 +235,11 @@ def test_a_second_signal_ends_it_at_once(repository: Path, connected: Connect) -
     server.__enter__()
     connected(server, slow_request(FOREVER))
     time.sleep(0.3)
+    keep = connected(server, get("/v2/health/ready"))
+    assert answer_of(keep)[0] == 200
     terminate(server)
     # The first one has been seen when the server is not ready any more.
-    keep = connected(server, get("/v2/health/ready"))
+    keep.sendall(get("/v2/health/ready"))
     while answer_of(keep)[0] == 200:
         keep.sendall(get("/v2/health/ready"))
     began = time.monotonic()
