@@ -132,7 +132,7 @@ def pound(server: RunningServer, before_s: float) -> Account:
 
 
 def test_no_http_request_is_lost(repository: Path) -> None:
-    with RunningServer(repository) as server:
+    with RunningServer(repository, "--drain-delay-s", "1") as server:
         account = pound(server, 0.3)
         assert exit_status(server) == 0
         assert account.lost == []
@@ -169,9 +169,11 @@ def test_no_call_is_lost(repository: Path) -> None:
             thread.join(30)
             assert not thread.is_alive()
         assert exit_status(server) == 0
-        told = {"UNAVAILABLE: the server is shutting down. Ask another one."}
-        assert set(unary.told) == told, unary.told
-        assert set(stream.told) == told, stream.told
+        # By the server, or by gRPC for a call that begins when it no longer listens.
+        told = "UNAVAILABLE: the server is shutting down. Ask another one."
+        assert told in unary.told
+        assert told in stream.told
+        assert all(text.startswith(("UNAVAILABLE", "CANCELLED")) for text in (*unary.told, *stream.told))
         assert unary.wrong == stream.wrong == []
         assert stream.answered > 0
         assert stream.unanswered <= 3 * 4
@@ -179,8 +181,8 @@ def test_no_call_is_lost(repository: Path) -> None:
 
 
 def test_what_runs_is_answered_and_nothing_new_comes_in(repository: Path, connected: Connect) -> None:
-    with RunningServer(repository, "--drain-delay-s", "0.7") as server:
-        steps = steps_of(4.0, server, connected)
+    with RunningServer(repository, "--drain-delay-s", "2") as server:
+        steps = steps_of(6.0, server, connected)
         idle = connected(server, scale_request(np.float32([[1, 2, 3, 4]])))
         assert answer_of(idle)[2]["outputs"][0]["data"] == [3, 5, 7, 9]
         whole = scale_request(np.float32([[5, 6, 7, 8]]))

@@ -52,9 +52,10 @@ async def drain(
         await asyncio.wait_for(parting, max(0.0, end - loop.time()))
     # From here on, new connections are refused, and what runs has the rest of the time.
     left = max(0.0, end - loop.time())
-    ending = [asyncio.create_task(rpc.stop(left)) for rpc in rpcs]
-    ending += [asyncio.create_task(server.stop(left + CUT_S)) for server in servers]
-    await _until(lambda: not watch.busy, end)
+    calls = [asyncio.create_task(rpc.stop(left)) for rpc in rpcs]
+    ending = [*calls, *(asyncio.create_task(server.stop(left + CUT_S)) for server in servers)]
+    # Models stay until nothing runs: a step of an ensemble may still need one that is idle now.
+    await _until(lambda: not watch.busy and all(call.done() for call in calls), end)
     plane.draining = True
     ending.append(asyncio.create_task(repository.close()))
     await asyncio.wait(ending, timeout=max(0.0, end - loop.time()))

@@ -42,8 +42,9 @@ async def keep_out(port: int) -> None:
     """Let no new connections come to a port of this process; return when those that were there have been taken."""
     if not sys.platform.startswith("linux"):
         return
-    held = _listening(port)
+    held: list[socket.socket] = []
     try:
+        held = _listening(port)
         for one in held:
             _attach(one)
         await asyncio.sleep(HANDSHAKE_S if held else 0.0)
@@ -64,9 +65,14 @@ def _listening(port: int) -> list[socket.socket]:
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
                 continue
-            one = socket.socket(fileno=os.dup(int(name)))
+            number = os.dup(int(name))
         except OSError:
             continue  # closed meanwhile
+        try:
+            one = socket.socket(fileno=number)
+        except OSError:
+            os.close(number)
+            continue
         is_ours = False
         with contextlib.suppress(OSError):
             is_ours = (

@@ -125,7 +125,8 @@ def raw_places(content: bytes) -> list[tuple[int, int]]:
 
 
 def fields(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message that was parsed: number, and where the value begins and ends. Ends at a group."""
+    """The fields of a message that was parsed: the number of one that holds bytes, else 0, and where the value begins
+    and ends. Ends at a group."""
     at, size = 0, len(content)
     while at < size:
         tag, at = _varint(content, at)
@@ -143,7 +144,8 @@ def fields(content: bytes) -> Iterator[tuple[int, int, int]]:
                 # Nobody sends groups: what follows is called a field that is none, and no place is the last one.
                 yield 0, at, size
                 return
-        yield tag >> 3, at, end
+        # With another wire type it is no field that anybody knows, whatever its number.
+        yield tag >> 3 if tag & 7 == 2 else 0, at, end
         at = end
 
 

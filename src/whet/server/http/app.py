@@ -19,7 +19,7 @@ from whet.server.http.calls import Asked, Calls
 from whet.server.http.compression import compressed, decompressed, wanted_encoding
 from whet.server.http.failures import JSON, BodyTimeout, NoSuchAddress, UnsupportedMediaType, failure
 from whet.server.http.json_request import read_request
-from whet.server.http.json_response import write_response
+from whet.server.http.json_response import is_long, write_response
 from whet.server.http.origin import OriginCheck
 from whet.server.http.routes import find_call, find_route
 from whet.server.http.watch import Watch
@@ -113,7 +113,7 @@ class HttpApp:
         if plane.tracing:
             take_context(request, headers.items())
         response = plane.infer_at_once(request) or await plane.infer(request)
-        if _size(response) < IN_THREAD:
+        if _size(response) < IN_THREAD and not is_long(response, binary, all_binary):
             content, head = write_response(response, binary, all_binary)
         else:
             content, head = await asyncio.to_thread(write_response, response, binary, all_binary)
@@ -186,10 +186,10 @@ class HttpApp:
                 body: bytes = await protocol()
             else:
                 body = await _stream(protocol, most)
+            encoding = headers.get("content-encoding")
+            return body if encoding is None else await decompressed(body, encoding, most)
         finally:
             self._reading.pop(task, None)
-        encoding = headers.get("content-encoding")
-        return body if encoding is None else await decompressed(body, encoding, most)
 
 
 async def _stream(protocol: Any, most: int) -> bytes:

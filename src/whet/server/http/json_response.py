@@ -25,6 +25,14 @@ MARK = os.urandom(12).hex()
 """Stands for a long list until it is written. No answer can hold it: it is another text in each process."""
 
 
+def is_long(response: InferResponse, binary: Mapping[str, bool], all_binary: bool) -> bool:
+    """Whether a list of the JSON is written in steps, which pause: then not on the event loop."""
+    return any(
+        t.array.size >= LONG and t.datatype is not BYTES and not binary.get(t.name, all_binary)
+        for t in response.outputs
+    )
+
+
 def write_response(response: InferResponse, binary: Mapping[str, bool], all_binary: bool) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part where binary tensors follow.
 

@@ -5,7 +5,8 @@ that lets its own name point to the server's address even looks like the server'
 where a request comes from; other programs say nothing, and are not asked.
 
 A server that listens on loopback is reached by local names only, unless a page rebound its own, or a proxy passes its
-name on: there, every request's Host is looked at (that of an inference only where a browser sends it).
+name on: there, every request's Host is looked at (that of an inference only where a browser sends it; the
+metrics port answers under any name).
 """
 
 from __future__ import annotations

@@ -172,8 +172,11 @@ class Repository:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         models = [m for versions in self._plane.models.values() for m in versions.values()]
-        await asyncio.gather(*(m.close() for m in models), *self._closing)
+        ended = await asyncio.gather(*(m.close() for m in models), *self._closing, return_exceptions=True)
         await self._loader.close()
+        for problem in ended:
+            if isinstance(problem, Exception):
+                LOGGER.error("a model could not be let go", exc_info=problem)
 
     async def _follow(self) -> None:
         while True:

@@ -38,6 +38,8 @@ class Prober:
         self._helper: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._waiting: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
+        self._asked: dict[int, asyncio.subprocess.Process] = {}
+        """Which helper has each question."""
         self._idle: asyncio.TimerHandle | None = None
 
     async def run(self, arguments: list[str], limit_s: float) -> tuple[int, bytes]:
@@ -79,6 +81,7 @@ class Prober:
                 with contextlib.suppress(ConnectionError):
                     await self._ask({"stop": number})
             self._waiting.pop(number, None)
+            self._asked.pop(number, None)
             if not self._waiting:
                 self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._end)
 
@@ -89,6 +92,8 @@ class Prober:
                 helper = self._helper = await _start(["--fork"], stdin=asyncio.subprocess.PIPE)
                 self._reading = asyncio.create_task(self._read(helper))
         assert helper.stdin is not None
+        if "id" in request:
+            self._asked[int(str(request["id"]))] = helper
         helper.stdin.write(json.dumps(request).encode() + b"\n")
         await helper.stdin.drain()
 
@@ -108,9 +113,10 @@ class Prober:
         await helper.wait()
         if self._helper is helper:
             self._helper = None
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(ConnectionError("the helper has ended"))
+        # There may be a new helper already, which knows nothing of these.
+        for number, waiting in self._waiting.items():
+            if self._asked.get(number) is helper and not waiting.done():
+                waiting.set_exception(ConnectionError("the helper has ended"))
 
 
 async def probe(
