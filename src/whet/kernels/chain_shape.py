@@ -12,7 +12,7 @@ from whet.kernels.chain import MOST_TAPS, Shape, ring_of
 from whet.kernels.conv import Window
 from whet.kernels.pairs import in_pairs
 from whet.kernels.scalar_ops import COSTS
-from whet.kernels.tile import Epilogue
+from whet.kernels.tile import Epilogue, even_size
 
 _MOST_ROWS = 14
 """Pixels of a tile of sums: more need more code and no fewer loads."""
@@ -86,12 +86,12 @@ def _shapes(target: Target, work: ChainWork, threads: int) -> Iterator[Shape]:
     vectors = work.channels // lanes
     inside = ring_of(work.window, work.image, work.out, 1).inside
     most = _MOST_ROWS if target.vector_registers >= 32 else 6
-    pixels = _even(work.out[1], most)
+    pixels = even_size(work.out[1], most)
     kept, project = 1, (1, 1)
     if work.outputs is not None:
         kept, project = _project_tile(target, work, -(-work.outputs // lanes))
     for nv in (n for n in range(1, 5) if vectors % n == 0):
-        expand_rows = _even(inside, min(most, _tile_rows(target, nv)))
+        expand_rows = even_size(inside, min(most, _tile_rows(target, nv)))
         panels = vectors // nv
         # All panels where they are projected together; else one, a thread's half, or all.
         groups = {panels} if work.outputs is not None else {1, -(-panels // (2 * threads)), panels}
@@ -104,11 +104,6 @@ def _shapes(target: Target, work: ChainWork, threads: int) -> Iterator[Shape]:
 def _tile_rows(target: Target, vectors: float) -> int:
     """Most pixels of a tile of sums that fits the registers, beside a row of weights and a few pixels."""
     return max(1, int((target.vector_registers - _SPARE_REGISTERS - vectors) / vectors))
-
-
-def _even(count: int, most: int) -> int:
-    """Pixels of a tile, at most `most`, so that the tiles of a row of `count` are about equal."""
-    return -(-count // -(-count // most))
 
 
 def _project_tile(target: Target, work: ChainWork, vectors: int) -> tuple[int, tuple[int, int]]:

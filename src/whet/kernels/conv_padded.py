@@ -21,6 +21,7 @@ from whet.kernels.tile import (
     Sums,
     Tile,
     blocks_of,
+    even_size,
     finish,
     left_over,
     over_rows,
@@ -240,7 +241,7 @@ def choose_padded_tile(
     lanes = target.lanes(dtype)
     # LLVM loads a number of the input once for all taps that it belongs to, which takes registers.
     sums = target.vector_registers // 2
-    shapes = [(_even(out[1] or sums, sums // nv), nv) for nv in range(1, 5) if nv <= sums]
+    shapes = [(even_size(out[1] or sums, sums // nv), nv) for nv in range(1, 5) if nv <= sums]
 
     def cycles(shape: tuple[int, int]) -> float:
         """Of a step of the depth loop, for a pixel and all outputs."""
@@ -253,23 +254,17 @@ def choose_padded_tile(
     most = max(mr, (room // reach - window.kernel[1]) // window.strides[1] + 1)
     columns = min(out[1] or _COLUMNS, most)
     if out[1] is not None and columns < out[1]:
-        columns = _even(out[1], columns)
+        columns = even_size(out[1], columns)
         columns = -(-columns // mr) * mr
-    rows = _even(out[0], _ROWS) if out[0] is not None else _ROWS
+    rows = even_size(out[0], _ROWS) if out[0] is not None else _ROWS
     if out[0] is not None:
         rows = min(rows, -(-out[0] // _TILES))
     while rows > 1 and prod(copied_extents(window, rows, columns)) > room:
         rows -= 1
-    return PaddedTile(mr, nv, _even(out[0], rows) if out[0] is not None else rows, columns)
+    return PaddedTile(mr, nv, even_size(out[0], rows) if out[0] is not None else rows, columns)
 
 
 _ROWS, _COLUMNS, _TILES = 8, 56, 8
 """The most of a tile, where they are not known; the least tiles of an image, for the threads."""
 _LATENCY = 4.0
 """Cycles of a step of the depth loop, at least: each sum waits for its last."""
-
-
-def _even(extent: int, most: int) -> int:
-    """The size of parts of `extent`, at most `most` and about equal; 1 where there is nothing to part."""
-    parts = -(-extent // max(most, 1))
-    return -(-extent // parts) if parts else 1

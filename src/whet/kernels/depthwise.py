@@ -20,7 +20,7 @@ from whet.kernels.base import Frame
 from whet.kernels.conv import Window
 from whet.kernels.gemm import aligned_empty
 from whet.kernels.strips import Block, Line, Strips, choose, column_users, each_row_of_taps
-from whet.kernels.tile import Epilogue, Finish, Tile, blocks_of, finish, left_over, multiply_add, times
+from whet.kernels.tile import Epilogue, Finish, Tile, blocks_of, even_size, finish, left_over, multiply_add, times
 
 Array = np.ndarray[Any, Any]
 
@@ -277,26 +277,20 @@ def choose_depthwise_tile(
     # Long strips share more of what they load among neighbours, which counts where there is more to share.
     shared = window.strides[1] == 1 and not few
     most = 14 if shared and (window.kernel[1] >= 5 or (out_columns or 15) <= 14) else 8
-    pixels = 7 if out_columns is None else max(1, _even(out_columns, most))
+    pixels = 7 if out_columns is None else max(1, even_size(out_columns, most))
     lines = 1
     if pixels <= 7 and not few and window.strides[0] == 1 and (out_rows or _ROWS) > 1:
         # So few sums do not hide the latency of fma.
         lines = 2 if window.taps * pixels * 2 <= _MOST_PRODUCTS else 1
-    rows = _ROWS if out_rows is None else max(1, _even(out_rows, _ROWS))
+    rows = _ROWS if out_rows is None else max(1, even_size(out_rows, _ROWS))
     vectors = -(-channels // target.lanes(dtype))
-    return DepthwiseTile(pixels, lines, rows + rows % lines, _even(vectors, _VECTORS))
+    return DepthwiseTile(pixels, lines, rows + rows % lines, even_size(vectors, _VECTORS))
 
 
 _ROWS, _VECTORS = 8, 4
 """The most of a tile."""
 _MOST_PRODUCTS = 350
 """Of a block of several lines, which is written out."""
-
-
-def _even(extent: int, most: int) -> int:
-    """The size of parts of `extent`, at most `most` and about equal; 1 where there is nothing to part."""
-    parts = -(-extent // max(most, 1))
-    return -(-extent // parts) if parts else 1
 
 
 def pack_depthwise_weights(weights: Array, lanes: int) -> Array:

@@ -33,7 +33,7 @@ from whet.kernels.base import Frame
 from whet.kernels.conv import Window
 from whet.kernels.gemm import aligned_empty
 from whet.kernels.strips import Block, Line, Strips, choose, column_users, each_row_of_taps
-from whet.kernels.tile import Epilogue, Finish, Tile, blocks_of, finish, left_over, multiply_add, plus, times
+from whet.kernels.tile import Epilogue, Finish, Tile, blocks_of, even_size, finish, left_over, multiply_add, plus, times
 
 Array = np.ndarray[Any, Any]
 
@@ -355,24 +355,18 @@ def choose_grouped_tile(
 ) -> GroupedTile:  # fmt: skip
     """For an output of these extents; None: not known."""
     most = _PIXELS if target.vector_registers >= 32 else _PIXELS_OF_16
-    pixels = most // 2 if out_columns is None else _even(out_columns, most)
+    pixels = most // 2 if out_columns is None else even_size(out_columns, most)
     # Few sums do not hide the latency of fma.
     lines = min(most // pixels, _LINES, out_rows or _LINES)
-    rows = _ROWS if out_rows is None else _even(out_rows, _ROWS)
+    rows = _ROWS if out_rows is None else even_size(out_rows, _ROWS)
     count = -(-groups // bundle_of(target.lanes(dtype), channels, outputs).groups)
-    return GroupedTile(pixels, lines, rows + -rows % lines, _even(count, _BUNDLES))
+    return GroupedTile(pixels, lines, rows + -rows % lines, even_size(count, _BUNDLES))
 
 
 _PIXELS, _PIXELS_OF_16, _LINES = 14, 8, 4
 """The most of a block, with 32 and with 16 registers."""
 _ROWS, _BUNDLES = 8, 2
 """The most of a tile."""
-
-
-def _even(extent: int, most: int) -> int:
-    """The size of parts of `extent`, at most `most` and about equal; 1 where there is nothing to part."""
-    parts = -(-extent // max(most, 1))
-    return -(-extent // parts) if parts else 1
 
 
 def pack_grouped_weights(weights: Array, groups: int, lanes: int) -> Array:

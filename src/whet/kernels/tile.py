@@ -495,6 +495,12 @@ def blocks_of(extent: Operand, size: int) -> Operand:
     return -(-int(extent) // size)
 
 
+def even_size(extent: int, most: int) -> int:
+    """The size of parts of `extent`, at most `most` and about equal; 1 where there is nothing to part."""
+    parts = -(-extent // max(most, 1))
+    return -(-extent // parts) if parts else 1
+
+
 def left_over(k: Function, extent: Operand, start: Value, most: int) -> Value:
     """How much of `extent` is there from `start` on, `most` at most."""
     return minimum(k.index(extent) - start, most)
