@@ -148,6 +148,34 @@ def test_what_is_shown_means_the_same(folder: Path, text: str) -> None:
     assert to_model_config(parse_config_json(_json(document), "f"), "m", folder, "f") == config
 
 
+DELAYS: tuple[tuple[str, int | None], ...] = (
+    ("", None),
+    ("max_queue_delay_microseconds: 0", 0),
+    ("max_queue_delay_microseconds: 5", 5),
+)
+
+
+@pytest.mark.parametrize(("text", "expected"), DELAYS)
+def test_only_a_delay_that_is_not_there_is_learned(folder: Path, text: str, expected: int | None) -> None:
+    config = to_model_config(parse_config(f"max_batch_size: 4 dynamic_batching {{ {text} }}", "f"), "m", folder, "f")
+    assert config.dynamic_batching is not None
+    assert config.dynamic_batching.max_queue_delay_us == expected
+    # So it is in what the server shows, as bytes and as JSON, when that comes back in a load request.
+    shown = config_message(config)
+    again = type(shown).FromString(shown.SerializeToString())
+    assert to_model_config(again, "m", folder, "f") == config
+    document = config_document(config)["dynamic_batching"]
+    assert document.get("max_queue_delay_microseconds") == (None if expected is None else str(expected))
+
+
+@pytest.mark.parametrize(("value", "expected"), [("null", None), ("0", 0), ('"0"', 0), ('"7"', 7)])
+def test_a_delay_of_a_load_request(folder: Path, value: str, expected: int | None) -> None:
+    text = f'{{"max_batch_size": 4, "dynamic_batching": {{"max_queue_delay_microseconds": {value}}}}}'
+    config = to_model_config(parse_config_json(text, "f"), "m", folder, "f")
+    assert config.dynamic_batching is not None
+    assert config.dynamic_batching.max_queue_delay_us == expected
+
+
 def _json(document: object) -> str:
     import json
 

@@ -44,7 +44,11 @@ class QueuePolicy:
 
 @dataclass(frozen=True, slots=True)
 class DynamicBatching:
-    """How requests are joined. `max_queue_delay_us` None: learned from measured latency."""
+    """How requests are joined. `max_queue_delay_us` None: learned from measured latency; 0: they never wait for others.
+
+    A configuration that gives no max_queue_delay_microseconds has it learned (with Triton it is 0); one that gives a 0
+    means it.
+    """
 
     preferred_rows: tuple[int, ...] = ()
     max_queue_delay_us: int | None = None

@@ -19,10 +19,20 @@ DESCRIPTORS = Path(__file__).parent / "proto" / "inference.binpb"
 
 POOL = descriptor_pool.DescriptorPool()
 
+WITH_PRESENCE: tuple[tuple[str, str], ...] = (("ModelDynamicBatching", "max_queue_delay_microseconds"),)
+"""Fields whose 0 is another thing than their absence. They are read as if the interface file said `optional`, which is
+the same in bytes and in both texts."""
+
 
 def _messages() -> dict[str, Any]:
     files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
     for file in files.file:
+        for kind in file.message_type:
+            for field in kind.field:
+                if (kind.name, field.name) in WITH_PRESENCE:
+                    # How the compiler writes `optional` down: a oneof of one field.
+                    field.proto3_optional, field.oneof_index = True, len(kind.oneof_decl)
+                    kind.oneof_decl.add(name=f"_{field.name}")
         POOL.Add(file)
     found = message_factory.GetMessageClassesForFiles([f.name for f in files.file], POOL)
     return dict(found)

@@ -281,7 +281,10 @@ def _dynamic(given: Any, max_rows: int, where: str) -> DynamicBatching:
             )  # fmt: skip
     return DynamicBatching(
         preferred_rows=tuple(sorted(preferred)),
-        max_queue_delay_us=given.max_queue_delay_microseconds or None,
+        # Triton takes an absent delay for 0, too; here it is learned then, and only a 0 that is written is one.
+        max_queue_delay_us=given.max_queue_delay_microseconds
+        if given.HasField("max_queue_delay_microseconds")
+        else None,
         preserve_ordering=given.preserve_ordering,
         priority_levels=levels,
         default_priority_level=default,

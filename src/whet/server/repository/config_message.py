@@ -1,6 +1,7 @@
 """A configuration as the protocol's ModelConfig message: what the configuration extension shows, completed.
 
-The inverse of `config_file.to_model_config`: every field that this server acts on is there, defaults included.
+The inverse of `config_file.to_model_config`: every field that this server acts on is there, defaults included. Only
+the delay of dynamic batching is left out where it is learned: a 0 would be read as "do not wait".
 """
 
 from __future__ import annotations
@@ -118,12 +119,13 @@ def _policy(policy: QueuePolicy) -> Document:
 def _dynamic(batching: DynamicBatching) -> Document:
     document: Document = {
         "preferred_batch_size": list(batching.preferred_rows),
-        "max_queue_delay_microseconds": batching.max_queue_delay_us or 0,
         "preserve_ordering": batching.preserve_ordering,
         "priority_levels": batching.priority_levels,
         "default_priority_level": batching.default_priority_level,
         "priority_queue_policy": {str(k): _policy(p) for k, p in batching.priority_queue_policy.items()},
     }
+    if batching.max_queue_delay_us is not None:
+        document["max_queue_delay_microseconds"] = batching.max_queue_delay_us
     if batching.default_queue_policy != QueuePolicy():
         document["default_queue_policy"] = _policy(batching.default_queue_policy)
     return document
