@@ -140,6 +140,34 @@ def test_structural_values_share_their_weights() -> None:
     assert held[1].weights == held[0].weights >= 64 * 4
 
 
+BRANCHES = f"""{HEAD} g (float[n, 64] x, bool wanted, int64[2] s) => (float[p, q] y)
+    <float[64, 64] v = {{{",".join(["0.5"] * 4096)}}}> {{
+    y = If (wanted) <then_branch = t () => (float[p, q] a) {{ m = MatMul(x, v) a = Reshape(m, s) }},
+                     else_branch = e () => (float[p, q] b) {{ b = Reshape(x, s) }}> }}"""
+WEIGHT_BYTES = 64 * 64 * 4
+
+
+def test_what_is_compiled_with_the_first_run_holds_its_constants_before() -> None:
+    session = _session(parser.parse_model(BRANCHES).SerializeToString())
+    before = session.memory
+    # The constant of a branch counts, and nothing is compiled.
+    assert before.weights >= WEIGHT_BYTES
+    assert before.specializations == before.code == 0
+    feed = {"x": np.ones((2, 64), np.float32), "s": np.array([1, 128])}
+    session.run(None, {**feed, "wanted": np.array(False)})
+    after = session.memory
+    assert after.specializations == 1
+    assert after.code > 0
+    session.run(None, {**feed, "wanted": np.array(True)})
+    assert session.memory.weights >= WEIGHT_BYTES
+
+
+def test_constants_count_that_are_interpreted() -> None:
+    serialized = parser.parse_model(BRANCHES).SerializeToString()
+    session = whet.InferenceSession(serialized, providers=["ReferenceExecutionProvider"])
+    assert WEIGHT_BYTES <= session.memory.weights < 2 * WEIGHT_BYTES
+
+
 @pytest.mark.parametrize(
     ("threads", "goal", "workers"), [(1, "latency", 0), (0, "throughput", 0), (2, "throughput", 1)]
 )

@@ -57,6 +57,12 @@ class Specializer:
         self.inputs = tuple(model.graph.inputs)
         self.structural = structural_inputs(model.graph, lambda node: is_decided_at_run(node, model.graph.inputs))
 
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of the graph's constants and its subgraphs', which all specializations are made from."""
+        values = [value for graph in self._model.graph.all_graphs() for value in graph.constants()]
+        return sum({id(v.data): v.data.nbytes for v in values if v.data is not None}.values())
+
     def specialize(self, values: Mapping[int, Array], shapes: Sequence[tuple[int, ...]] | None = None) -> Specialized:
         """The graph for these structural values (by input), with free extents, or those of `shapes` where given.
 

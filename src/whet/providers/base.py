@@ -52,7 +52,7 @@ class MemoryUse:
     """Bytes that an executable, or a whole session, holds."""
 
     weights: int = 0
-    """Constants in memory, packed as kernels want them."""
+    """Constants in memory: packed as kernels want them, or as the file has them where nothing is compiled (yet)."""
     shared_weights: int = 0
     """Those among them that other sessions of this process hold, too."""
     arena: int = 0

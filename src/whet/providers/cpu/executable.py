@@ -341,11 +341,17 @@ class CpuExecutable:
         return made
 
     def memory(self) -> MemoryUse:
-        """What this executable holds in memory; code and weights that several programs share count once."""
+        """What this executable holds in memory; code and weights that several programs share count once.
+
+        While nothing is compiled, because structural values come with the first run only, the weights are the graph's
+        constants as they were read.
+        """
         with _alive_lock:
             others = [e for e in _alive if e is not self]
         foreign = {id(w) for other in others for s in other.programs() for w in s.blueprint.weights}
         programs = self.programs()
+        if not programs:
+            return MemoryUse(weights=self._specializer.constant_bytes if self._specializer is not None else 0)
         weights = {id(w): w.array.nbytes for s in programs for w in s.blueprint.weights}
         libraries = {id(k.library): k.library.nbytes for s in programs for k in s.linked}
         batches = [b for s in programs if s.batches is not None for b in s.batches.all()]

@@ -12,7 +12,7 @@ from whet.errors import InvalidArgument, ResourceExhausted
 from whet.graph import Graph, OptionalType, SequenceType, Value
 from whet.graph.types import Type
 from whet.ops.custom import CustomOp
-from whet.providers.base import RunState
+from whet.providers.base import MemoryUse, RunState
 from whet.providers.reference.interpreter import Builder, root_of
 from whet.providers.reference.run import Run
 from whet.providers.reference.widen import widen_value
@@ -28,7 +28,9 @@ class ReferenceExecutable:
         self._widen = widen
         self._inputs: tuple[Value, ...] = tuple(graph.inputs)
         self._outputs: tuple[Value, ...] = graph.outputs
-        self._plan = Builder(widen=widen, custom=custom).plan(graph)
+        builder = Builder(widen=widen, custom=custom)
+        self._plan = builder.plan(graph)
+        self._constant_bytes = builder.constant_bytes
 
     def run(self, inputs: Sequence[RuntimeValue], state: RunState) -> list[RuntimeValue]:
         """The graph's outputs for these inputs, in order; no output shares memory with an input or a constant."""
@@ -44,6 +46,10 @@ class ReferenceExecutable:
         with np.errstate(all="ignore"):
             results = self._plan.run(values, (), Run(state, self._limits))
         return [wrap(_output(r, v, shared), v.type) for r, v in zip(results, self._outputs, strict=True)]
+
+    def memory(self) -> MemoryUse:
+        """Its constants, those of subgraphs too; values of a run are gone with it."""
+        return MemoryUse(weights=self._constant_bytes)
 
 
 def unwrap(value: RuntimeValue) -> Any:

@@ -118,6 +118,11 @@ class Builder:
         plan.constant_roots = frozenset(roots)
         return plan
 
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of the constants that the plans read; those that share memory count once."""
+        return sum({id(owner): owner.nbytes for owner in map(root_of, self._constants.values())}.values())
+
     def _constant(self, value: Value) -> Any:
         array = self._constants.get(value)
         if array is None:
