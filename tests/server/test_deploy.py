@@ -193,11 +193,29 @@ def test_ports_and_probes_agree_with_the_server() -> None:
     assert f"127.0.0.1:{ports['http']}/v2/health/ready" in dockerfile
     kserve = containers()["kserve"]
     chosen = kserve["args"][kserve["args"].index("--http-port") + 1]
-    for probe in ("readinessProbe", "livenessProbe"):
-        assert str(kserve[probe]["httpGet"]["port"]) == chosen
-    assert str(kserve["ports"][0]["containerPort"]) == chosen
-    annotations = only("kserve/servingruntime.yaml", "ServingRuntime")["metadata"]["annotations"]
-    assert annotations["prometheus.kserve.io/port"] == kserve["args"][kserve["args"].index("--metrics-port") + 1]
+    assert kserve["readinessProbe"]["httpGet"] == {"path": "/v2/health/ready", "port": int(chosen)}
+
+
+def test_kserve_finds_what_it_looks_for() -> None:
+    """What the schema of KServe's objects does not say and its controller does, or that of Knative."""
+    runtime = only("kserve/servingruntime.yaml", "ServingRuntime")
+    spec, container = runtime["spec"], containers()["kserve"]
+    given = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
+    assert (container["name"], container["args"][0]) == ("kserve-container", "/mnt/models")
+    # It sends requests to 8080 where a container names no ports. One that does could not get another for gRPC.
+    assert given["--http-port"] == "8080"
+    assert "ports" not in container
+    assert "livenessProbe" not in container
+    # It copies the annotations of the spec to pods, and not those of the runtime itself.
+    assert spec["annotations"]["prometheus.kserve.io/port"] == given["--metrics-port"]
+    assert "annotations" not in runtime["metadata"]
+    model = only("kserve/inferenceservice.yaml", "InferenceService")["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["protocolVersion"] in spec["protocolVersions"]
+    assert model["modelFormat"]["name"] in {f["name"] for f in spec["supportedModelFormats"]}
+    text = (DEPLOY / "kserve/inferenceservice.yaml").read_text()
+    (port,) = yaml.safe_load(re.search(r"^ *# ports: (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
+    assert port == {"name": "h2c", "containerPort": int(given["--grpc-port"]), "protocol": "TCP"}
 
 
 def test_selectors_meet_their_pods() -> None:
@@ -235,6 +253,7 @@ def test_nothing_runs_as_root() -> None:
     assert str(pod["securityContext"]["runAsUser"]) == user
     for container in containers().values():
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert str(containers()["kserve"]["securityContext"]["runAsUser"]) == user
 
 
