@@ -22,7 +22,7 @@ from tests.server.options_server import OptionsServer
 from tests.server.running import free_port
 from tests.server.test_thin_path import save_scale_model
 from whet.errors import InvalidArgument, NoSuchFile
-from whet.server.http.server import check_tls
+from whet.server.http.server import tls_context
 
 http = pytest.importorskip("tritonclient.http")
 http_aio = pytest.importorskip("tritonclient.http.aio")
@@ -202,7 +202,7 @@ def test_files_that_cannot_be_used(
 ) -> None:
     given = [files / name if name else None for name in (certificate, key, ca)]
     with pytest.raises(kind, match=part):
-        check_tls(*given)
+        tls_context(*given)
 
 
 def test_a_wrong_certificate_ends_the_command(files: Path, tmp_path: Path) -> None:

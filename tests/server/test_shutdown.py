@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 grpc = pytest.importorskip("grpc")
 
 from tests.server.grpc_models import make_repository  # noqa: E402
@@ -31,7 +31,6 @@ from tests.server.pounding import (  # noqa: E402
     scale_request,
 )
 from tests.server.running import RunningServer  # noqa: E402
-from whet.server.listener import open_connections  # noqa: E402
 from whet.server.protocol.messages import message  # noqa: E402
 
 FOREVER = 2_000_000_000
@@ -249,13 +248,3 @@ def test_a_second_signal_ends_it_at_once(repository: Path, connected: Connect) -
     os.kill(server.process.pid, signal.SIGINT)
     assert exit_status(server) == 1
     assert time.monotonic() - began < 5
-
-
-def test_connections_are_counted() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        assert open_connections([port]) == 0
-        with socket.create_connection(("127.0.0.1", port)):
-            accepted, _ = listening.accept()
-            with accepted:
-                assert open_connections([port]) == 1

@@ -15,10 +15,7 @@ from collections.abc import Callable, Sequence
 
 from whet.server.data_plane import DataPlane
 from whet.server.grpc.server import GrpcServer
-from whet.server.http.app import HttpApp
 from whet.server.http.server import HttpServer
-from whet.server.http.watch import Watch
-from whet.server.listener import open_connections
 from whet.server.options import ServerOptions
 from whet.server.repository.manager import Repository
 
@@ -31,21 +28,20 @@ CUT_S = 1.0
 
 
 async def drain(
-    options: ServerOptions, plane: DataPlane, repository: Repository, watch: Watch,
-    apps: Sequence[HttpApp], servers: Sequence[HttpServer], others: Sequence[HttpServer], rpcs: Sequence[GrpcServer],
+    options: ServerOptions, plane: DataPlane, repository: Repository,
+    servers: Sequence[HttpServer], others: Sequence[HttpServer], rpcs: Sequence[GrpcServer],
 ) -> None:  # fmt: skip
-    """Stop all of it. `servers` run `apps`; `others` answer to machines that ask again by themselves (metrics)."""
+    """Stop all of it. `others` of the `servers` answer to machines that ask again by themselves (metrics)."""
     loop = asyncio.get_running_loop()
     plane.closing = True
-    for app in apps:
-        app.closing = True
+    for server in servers:
+        server.closing = True
     await asyncio.sleep(options.drain_delay_s)
     end = loop.time() + options.drain_s
 
     async def idle_out() -> None:
         await asyncio.gather(*(server.keep_out() for server in servers))
-        ports = [server.port for server in servers]
-        await _until(lambda: open_connections(ports) == 0, loop.time() + IDLE_S)
+        await _until(lambda: not any(server.connections for server in servers), loop.time() + IDLE_S)
 
     parting = asyncio.gather(idle_out(), *(rpc.refuse() for rpc in rpcs))
     with contextlib.suppress(TimeoutError):
@@ -55,11 +51,12 @@ async def drain(
     calls = [asyncio.create_task(rpc.stop(left)) for rpc in rpcs]
     ending = [*calls, *(asyncio.create_task(server.stop(left + CUT_S)) for server in servers)]
     # Models stay until nothing runs: a step of an ensemble may still need one that is idle now.
-    await _until(lambda: not watch.busy and all(call.done() for call in calls), end)
+    await _until(lambda: not any(server.is_busy for server in servers) and all(call.done() for call in calls), end)
     plane.draining = True
     ending.append(asyncio.create_task(repository.close()))
     await asyncio.wait(ending, timeout=max(0.0, end - loop.time()))
-    watch.end_all()
+    for server in servers:
+        server.end_all()
     ending += [asyncio.create_task(server.stop(CUT_S)) for server in others]
     await asyncio.wait(ending, timeout=CUT_S)
 

@@ -45,6 +45,10 @@ class Unsupported(WhetError):
     """A part of the protocol, or of a configuration, that this server does not have."""
 
 
+class LoadNotAllowed(Fail):
+    """A load or an unload is asked for, and the server's control mode decides what is served without being asked."""
+
+
 class Unauthorized(WhetError):
     """An administrative call without the token, or on a port where there are none."""
 
@@ -59,6 +63,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (ModelUnavailable, 503, "UNAVAILABLE"),
     (QueueFull, 503, "UNAVAILABLE"),
     (ShuttingDown, 503, "UNAVAILABLE"),
+    (LoadNotAllowed, 503, "UNAVAILABLE"),  # as Triton answers
     (DeadlineExceeded, 504, "DEADLINE_EXCEEDED"),
     (Cancelled, 499, "CANCELLED"),
     (PayloadTooLarge, 413, "RESOURCE_EXHAUSTED"),

@@ -14,8 +14,6 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 
 TURN_S = 0.01
 HANDSHAKE_S = 0.05
@@ -35,7 +33,6 @@ _KEEP_OUT: tuple[tuple[int, int, int, int], ...] = (
 )
 # tcpi_state ... are 8 bytes, then words of 4; in a socket that listens, the fifth is the number that waits.
 _INFO_BYTES, _WAITING_AT = 104, 8 + 4 * 4
-_ESTABLISHED = "01"
 
 
 async def keep_out(port: int) -> None:
@@ -97,19 +94,3 @@ def _waiting(listening: socket.socket) -> int:
     """Connections that are complete and that nobody has taken."""
     information = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
     return int(struct.unpack_from("=I", information, _WAITING_AT)[0])
-
-
-def open_connections(ports: Iterable[int]) -> int | None:
-    """Connections to these ports of this machine; None where that cannot be told."""
-    endings = {f":{port:04X}" for port in ports}
-    found, told = 0, False
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        told = True
-        for line in lines:
-            _, local, _, state = line.split()[:4]
-            found += state == _ESTABLISHED and local[-5:] in endings
-    return found if told else None

@@ -24,9 +24,8 @@ class ServerOptions:
     `rate_limit`: runs wait for the resources that configurations name, of which there are `rate_limit_resources`
     (NAME:COUNT each), of others the most that one run needs; `off` starts every run at once.
 
-    Load and unload by request work in every control mode, for who may call them at all: that is switched on by the
-    options above. (Triton refuses them unless the mode is `explicit`.) What a request unloaded stays away in `poll`
-    mode, too, until its files change.
+    Load and unload by request are refused unless the mode is `explicit`, as with Triton; and who may call them at all
+    is said by the options above.
 
     The server is ready when its start is over, and with `strict_readiness` once every model that the start had to serve
     is served: a new version of a deployment whose models do not load must not replace one whose models do. Later loads

@@ -16,8 +16,8 @@ from whet.server.grpc.server import GrpcServer
 from whet.server.http.app import HttpApp
 from whet.server.http.origin import OriginCheck, is_loopback
 from whet.server.http.server import HttpServer
-from whet.server.http.watch import Watch
 from whet.server.logs import fields
+from whet.server.malloc import keep_freed
 from whet.server.metrics.endpoint import MetricsApp
 from whet.server.observe import Observers
 from whet.server.options import ServerOptions
@@ -35,6 +35,7 @@ async def serve(options: ServerOptions) -> None:
     that cannot be used; nothing is left open then.
     """
     options.check()
+    keep_freed()
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
@@ -51,20 +52,19 @@ async def serve(options: ServerOptions) -> None:
     # Before any port is open: a call may come at once.
     repository = Repository(plane, options)
     plane.repository = repository
-    watch = Watch(options.body_s)
-    watch.start()
     origin = OriginCheck(options.allowed_hosts, is_loopback(options.host))
     status = Status(plane, observers.metrics, options)
     main, admin = (
-        HttpApp(plane, access, watch, options.body_bytes, origin, WebPages(status, access).by_part)
+        HttpApp(plane, access, options.body_bytes, origin, WebPages(status, access).by_part)
         for access in (Access(is_open=options.admin_on_main_port), Access(token=options.admin_token))
     )
     apps = ((options.http_port, main), (options.admin_port, admin))
     tls = (options.tls_certificate, options.tls_key, options.tls_client_ca)
-    servers = [HttpServer(app, options.host, port, *tls) for port, app in apps if port is not None]
+    limits = (options.body_bytes, options.body_s)
+    servers = [HttpServer(app.handle, options.host, port, *tls, *limits) for port, app in apps if port is not None]
     scrapes: list[HttpServer] = []
     if options.metrics_port is not None:
-        scrapes.append(HttpServer(MetricsApp(observers.metrics.scrape), options.host, options.metrics_port))
+        scrapes.append(HttpServer(MetricsApp(observers.metrics.scrape).handle, options.host, options.metrics_port))
     rpcs = []
     if options.grpc_port is not None:
         rpcs.append(GrpcServer(plane, options, options.grpc_port))
@@ -72,7 +72,7 @@ async def serve(options: ServerOptions) -> None:
         rpcs.append(GrpcServer(plane, options, options.admin_grpc_port, admin=True))
     # Every port can be had: open them.
     for server in (*servers, *scrapes):
-        server.start()
+        await server.start()
     for rpc in rpcs:
         await rpc.start()
     try:
@@ -83,8 +83,7 @@ async def serve(options: ServerOptions) -> None:
     except WhetError as error:
         failure = error
     LOGGER.info("stopping: accepted requests are answered")
-    await drain(options, plane, repository, watch, (main, admin), servers, scrapes, rpcs)
-    watch.stop()
+    await drain(options, plane, repository, servers, scrapes, rpcs)
     LOGGER.info("stopped")
     observers.close()
     if failure is not None:

@@ -1,37 +1,33 @@
-"""The RSGI application: reads a request, calls the data plane, writes the answer."""
+"""The application: a request becomes calls of the data plane, and their outcome its answer."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from asyncio import current_task
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
-from granian import rsgi
 
-from whet.errors import InvalidArgument
+from whet.errors import EPFail, InvalidArgument
 from whet.server.access import Access
 from whet.server.data_plane import DataPlane
-from whet.server.errors import PayloadTooLarge, ShuttingDown
+from whet.server.errors import ShuttingDown
 from whet.server.http.calls import Asked, Calls
 from whet.server.http.compression import compressed, decompressed, wanted_encoding
-from whet.server.http.failures import JSON, BodyTimeout, NoSuchAddress, UnsupportedMediaType, failure
+from whet.server.http.connection import SHORT
+from whet.server.http.exchange import GONE, JSON, ONLY_JSON, OVERDUE, Exchange, Header
+from whet.server.http.failures import NoSuchAddress, UnsupportedMediaType, failure
 from whet.server.http.json_request import read_request
-from whet.server.http.json_response import is_long, write_response
+from whet.server.http.json_response import LONG, is_long, write_response
 from whet.server.http.origin import OriginCheck
 from whet.server.http.routes import find_call, find_route
-from whet.server.http.watch import Watch
 from whet.server.metrics.endpoint import answer_metrics
 from whet.server.parameters import apply_parameters
-from whet.server.request import InferResponse
+from whet.server.request import InferRequest, InferResponse
 from whet.server.tracing import take_context
 
-_GONE: type[Exception] = vars(rsgi)["ProtocolClosed"]
-
-BINARY = ("content-type", "application/octet-stream")
-CLOSE = ("connection", "close")
+BINARY: Header = ("content-type", "application/octet-stream")
 HEADER_LENGTH = "inference-header-content-length"
 
 IN_THREAD = 1 << 20
@@ -40,170 +36,172 @@ IN_THREAD = 1 << 20
 MAX_PATH = 4096
 """Characters of an address. Model names are file names."""
 
-Page = Callable[[Any, Any], Awaitable[None]]
-"""Answers a request for an address outside of the protocol, given RSGI's scope and protocol."""
+Page = Callable[[Exchange], Awaitable[None]]
+"""Answers a request for an address outside of the protocol."""
+
+Read = tuple[InferRequest, Mapping[str, bool], bool]
+"""What `read_request` makes of a body."""
 
 
 class HttpApp:
-    """KServe v2 over HTTP. `pages`: further addresses by their first part, such as "" for `/` and `static`.
+    """KServe v2 over HTTP: `handle` is what an HttpServer calls.
 
-    `closing` makes every answer the last one of its connection. One `watch` may serve several applications.
+    `body_bytes`: the most that a body may have when decompressed. `pages`: further addresses by their first part, such
+    as "" for `/` and `static`.
     """
 
     def __init__(
-        self, plane: DataPlane, access: Access, watch: Watch, body_bytes: int, origin: OriginCheck | None = None,
+        self, plane: DataPlane, access: Access, body_bytes: int, origin: OriginCheck | None = None,
         pages: Mapping[str, Page] | None = None,
     ) -> None:  # fmt: skip
         self._plane = plane
-        self._watch = watch
-        self._reading = watch.reading
-        self._computing = watch.computing
         self._body_bytes = body_bytes
         self._origin = origin or OriginCheck()
         self._is_local = self._origin.is_local
         self._calls = Calls(plane, access, self._origin)
-        self.pages: dict[str, Page] = {"metrics": self._metrics, **(pages or {})}
-        self.closing = False
+        self._pages: dict[str, Page] = {"metrics": self._metrics, **(pages or {})}
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        task: Any = current_task()
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request, here or in a task."""
+        path = exchange.path
         try:
-            path = scope.path
             # /v2/models/NAME[/versions/VERSION]/infer is what almost every request is.
-            if scope.method == "POST" and path.endswith("/infer") and path.startswith("/v2/models/"):
-                await self._infer(scope, protocol, path.split("/"), task)
+            if exchange.method == "POST" and path.endswith("/infer") and path.startswith("/v2/models/"):
+                self._infer(exchange)
             else:
-                await self._other(scope, protocol, path, task)
-        except asyncio.CancelledError:
-            if task in self._watch.late:
-                self._fail(protocol, BodyTimeout("the body did not arrive in time"), scope)
-            elif task in self._watch.overdue:
-                self._fail(protocol, ShuttingDown("the server stopped before the answer was ready"), scope)
-            elif task not in self._watch.gone:
-                raise
-        except _GONE:
-            # Half of a body came. Whoever still listens is told.
-            self._fail(protocol, InvalidArgument("the body is shorter than its Content-Length"), scope)
+                exchange.start(self._guarded(exchange, self._other(exchange)))
         except Exception as error:
-            self._fail(protocol, error, scope)
-        finally:
-            self._computing.pop(task, None)
-            if self._watch.late or self._watch.gone:
-                self._watch.late.discard(task)
-                self._watch.gone.discard(task)
+            self._fail(exchange, error)
 
-    async def _infer(self, scope: Any, protocol: Any, parts: list[str], task: Any) -> None:
-        received = time.monotonic_ns()
-        plane = self._plane
-        headers = scope.headers
-        name, version = _model_of(parts)
-        if self._is_local and headers.get("origin") is not None:
-            self._origin.check_local("infer", headers, scope.authority)
-        body = await self._body(headers, protocol, task)
+    def _infer(self, exchange: Exchange) -> None:
+        """Answer an inference here where no part of it takes long; else in a task that ends with its client."""
+        headers, body = exchange.headers, exchange.body
+        path = exchange.path
+        name, version = model_of(path) if len(path) <= SHORT else model_of.__wrapped__(path)
+        if self._is_local and "origin" in headers:
+            self._origin.check_local("infer", headers, exchange.authority)
         length = headers.get(HEADER_LENGTH)
-        self._computing[task] = (protocol, self._watch.tick)
         head_bytes = None if length is None else _header_length(length)
-        if (head_bytes if head_bytes is not None else len(body)) < IN_THREAD:
-            request, binary, all_binary = read_request(name, version, body, head_bytes)
+        if (head_bytes if head_bytes is not None else len(body)) >= IN_THREAD or "content-encoding" in headers:
+            work = self._infer_long(exchange, name, version, head_bytes)
+            exchange.start(self._guarded(exchange, work), ends_with_client=True)
+            return
+        read = read_request(name, version, body, head_bytes)
+        response = self._plane.infer_at_once(self._prepared(exchange, read[0]))
+        if response is not None and _is_short(response, read) and "accept-encoding" not in headers:
+            _send(exchange, *write_response(response, read[1], read[2]))
         else:
-            request, binary, all_binary = await asyncio.to_thread(read_request, name, version, body, head_bytes)
-        request.received_ns = received
-        if request.parameters:
-            apply_parameters(request)
-        if plane.tracing:
-            take_context(request, headers.items())
-        response = plane.infer_at_once(request) or await plane.infer(request)
-        if _size(response) < IN_THREAD and not is_long(response, binary, all_binary):
+            work = self._infer_later(exchange, read, response)
+            exchange.start(self._guarded(exchange, work), ends_with_client=True)
+
+    async def _infer_long(self, exchange: Exchange, name: str, version: str, head_bytes: int | None) -> None:
+        """An inference whose body is long or compressed."""
+        body = exchange.body
+        encoding = exchange.headers.get("content-encoding")
+        if encoding is not None:
+            body = await decompressed(body, encoding, self._body_bytes)
+        if (head_bytes if head_bytes is not None else len(body)) < IN_THREAD:
+            read = read_request(name, version, body, head_bytes)
+        else:
+            read = await asyncio.to_thread(read_request, name, version, body, head_bytes)
+        request = self._prepared(exchange, read[0])
+        await self._infer_later(exchange, read, self._plane.infer_at_once(request))
+
+    async def _infer_later(self, exchange: Exchange, read: Read, response: InferResponse | None) -> None:
+        """The rest of an inference whose request is read; `response` where it ran already."""
+        request, binary, all_binary = read
+        if response is None:
+            response = await self._plane.infer(request)
+        if _is_short(response, read):
             content, head = write_response(response, binary, all_binary)
         else:
             content, head = await asyncio.to_thread(write_response, response, binary, all_binary)
-        answer = [JSON] if head is None else [BINARY, (HEADER_LENGTH, str(head))]
-        accept = headers.get("accept-encoding")
-        if accept is not None and (encoding := wanted_encoding(accept)) is not None:
-            smaller = await compressed(content, encoding)
-            if smaller is not None:
-                content = smaller
-                answer += [("content-encoding", encoding), ("vary", "accept-encoding")]
-        if self.closing:
-            answer.append(CLOSE)
-        protocol.response_bytes(200, answer, content)
+        accept = exchange.headers.get("accept-encoding")
+        encoding = None if accept is None else wanted_encoding(accept)
+        smaller = None if encoding is None else await compressed(content, encoding)
+        if encoding is None or smaller is None:
+            _send(exchange, content, head)
+        else:
+            _send(exchange, smaller, head, (("content-encoding", encoding), ("vary", "accept-encoding")))
 
-    async def _other(self, scope: Any, protocol: Any, path: str, task: Any) -> None:
+    def _prepared(self, exchange: Exchange, request: InferRequest) -> InferRequest:
+        """The request with what its parameters and headers say."""
+        request.received_ns = exchange.received_ns
+        if request.parameters:
+            apply_parameters(request)
+        if self._plane.tracing:
+            take_context(request, exchange.headers.items())
+        return request
+
+    async def _other(self, exchange: Exchange) -> None:
+        path, headers, method = exchange.path, exchange.headers, exchange.method
         if len(path) > MAX_PATH:
             raise NoSuchAddress("the address is too long", found=f"{len(path)} characters", expected=f"{MAX_PATH}")
-        self._origin.check_local(path, scope.headers, scope.authority)
-        page = self.pages.get(path.split("/", 2)[1] if path[:1] == "/" else "-")
+        self._origin.check_local(path, headers, exchange.authority)
+        page = self._pages.get(path.split("/", 2)[1] if path[:1] == "/" else "-")
         if page is not None:
-            await page(scope, protocol)
+            await page(exchange)
             return
         route, names = find_route(path)
-        last = [CLOSE] if self.closing else []
-        method = scope.method
         if method == "OPTIONS":
-            protocol.response_empty(204, [("allow", route.allow), *last])
+            exchange.respond(204, (("allow", route.allow),))
             return
         call = find_call(route, method, path)
-        headers = scope.headers
         if call.is_admin:
-            self._calls.allow(call, headers, scope.authority)
-        body = await self._body(headers, protocol, task) if method == "POST" else b""
+            self._calls.allow(call, headers, exchange.authority)
+        body = exchange.body if method == "POST" else b""
+        encoding = headers.get("content-encoding")
+        if encoding is not None:
+            body = await decompressed(body, encoding, self._body_bytes)
         # A load or unload goes on when its client is gone: a repository half changed helps nobody.
-        asked = Asked(names, headers, scope.authority, body)
-        document = await self._calls.by_name[call.name](asked)
+        document = await self._calls.by_name[call.name](Asked(names, headers, exchange.authority, bytes(body)))
         if document is None:
-            protocol.response_empty(200, last)
+            exchange.respond(200, ())
         else:
-            protocol.response_bytes(200, [JSON, *last], orjson.dumps(document))
+            exchange.respond(200, ONLY_JSON, orjson.dumps(document))
 
-    def _fail(self, protocol: Any, error: Exception, scope: Any) -> None:
-        kind = scope.headers.get("content-type")
+    async def _guarded(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of a task; what it raises is the answer."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            if exchange.ended == OVERDUE:
+                self._fail(exchange, ShuttingDown("the server stopped before the answer was ready"))
+            elif exchange.ended != GONE:
+                self._fail(exchange, EPFail("the server ended the request"))
+                raise
+        except Exception as error:
+            self._fail(exchange, error)
+
+    def _fail(self, exchange: Exchange, error: Exception) -> None:
+        kind = exchange.headers.get("content-type")
         # Here, and not before the body is read: only who is wrong pays for it.
         if kind is not None and kind[:10].lower() == "multipart/" and type(error) is InvalidArgument:
             error = UnsupportedMediaType(
                 "the body's Content-Type is not read here", found=kind, expected="JSON, or JSON and binary tensors"
             )
-        status, headers, content = failure(error, f"{scope.method} {scope.path}")
-        if self.closing and CLOSE not in headers:
-            headers.append(CLOSE)
-        protocol.response_bytes(status, headers, content)
+        status, headers, content = failure(error, f"{exchange.method} {exchange.path}")
+        exchange.respond(status, headers, content, close=isinstance(error, ShuttingDown))
 
-    async def _metrics(self, scope: Any, protocol: Any) -> None:
+    async def _metrics(self, exchange: Exchange) -> None:
         scrape = self._plane.metrics
-        if scrape is None or scope.path != "/metrics":
-            raise NoSuchAddress("there is nothing at this address", found=scope.path)
-        await answer_metrics(scrape, scope, protocol)
-
-    async def _body(self, headers: Any, protocol: Any, task: Any) -> bytes:
-        """The body, decompressed. Raises PayloadTooLarge, UnsupportedMediaType, InvalidArgument."""
-        length = headers.get("content-length")
-        most = self._body_bytes
-        if length is not None and int(length) > most:
-            raise PayloadTooLarge("the body is too large", found=f"{length} bytes", expected=f"at most {most}")
-        self._reading[task] = self._watch.tick
-        try:
-            # hyper takes Content-Length away where Transfer-Encoding is there, too: such a body has no known end.
-            if length is not None:
-                body: bytes = await protocol()
-            else:
-                body = await _stream(protocol, most)
-            encoding = headers.get("content-encoding")
-            return body if encoding is None else await decompressed(body, encoding, most)
-        finally:
-            self._reading.pop(task, None)
+        if scrape is None or exchange.path != "/metrics":
+            raise NoSuchAddress("there is nothing at this address", found=exchange.path)
+        await answer_metrics(scrape, exchange)
 
 
-async def _stream(protocol: Any, most: int) -> bytes:
-    chunks, size = [], 0
-    async for chunk in protocol:
-        size += len(chunk)
-        if size > most:
-            raise PayloadTooLarge("the body is too large", found="a stream", expected=f"at most {most} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+def _send(exchange: Exchange, content: bytes, head: int | None, more: tuple[Header, ...] = ()) -> None:
+    """Answer with an inference: `content` begins with `head` bytes of JSON where binary tensors follow."""
+    if head is not None:
+        exchange.respond(200, (BINARY, (HEADER_LENGTH, str(head)), *more), content)
+    else:
+        exchange.respond(200, (JSON, *more) if more else ONLY_JSON, content)
 
 
-def _model_of(parts: list[str]) -> tuple[str, str]:
-    """Model and version of an address that ends with infer."""
+@lru_cache(1024)
+def model_of(path: str) -> tuple[str, str]:
+    """Model and version of an address that ends with infer. Raises NoSuchAddress."""
+    parts = path.split("/")
     if len(parts) == 5:
         name, version = parts[3], ""
     elif len(parts) == 7 and parts[4] == "versions" and parts[5]:
@@ -211,7 +209,7 @@ def _model_of(parts: list[str]) -> tuple[str, str]:
     else:
         name = version = ""
     if not name:
-        raise NoSuchAddress("there is nothing at this address", found="/".join(parts))
+        raise NoSuchAddress("there is nothing at this address", found=path)
     return name, version
 
 
@@ -221,8 +219,9 @@ def _header_length(text: str) -> int:
     return int(text[:20])
 
 
-def _size(response: InferResponse) -> int:
+def _is_short(response: InferResponse, read: Read) -> bool:
+    """Whether writing the answer takes so little time that it stays on the event loop."""
     size = 0
     for output in response.outputs:
         size += output.array.nbytes
-    return size
+    return size < LONG or (size < IN_THREAD and not is_long(response, read[1], read[2]))

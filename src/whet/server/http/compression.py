@@ -25,7 +25,7 @@ IN_THREAD = 32 << 10
 """Bytes from which the work leaves the event loop; zlib lets go of the interpreter meanwhile."""
 
 
-async def decompressed(body: bytes, encoding: str, most: int) -> bytes:
+async def decompressed(body: bytes | memoryview, encoding: str, most: int) -> bytes | memoryview:
     """The body of a request, at most `most` bytes long.
 
     Raises UnsupportedMediaType for an unknown encoding, InvalidArgument for a damaged body, PayloadTooLarge.
@@ -42,10 +42,10 @@ async def decompressed(body: bytes, encoding: str, most: int) -> bytes:
     return await asyncio.to_thread(_decompress, body, bits, most, name)
 
 
-def _decompress(body: bytes, bits: int, most: int, name: str) -> bytes:
+def _decompress(body: bytes | memoryview, bits: int, most: int, name: str) -> bytes:
     parts: list[bytes] = []
     size = 0
-    rest = body
+    rest: bytes | memoryview = body
     try:
         while rest:
             stream = zlib.decompressobj(bits)

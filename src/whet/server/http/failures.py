@@ -7,13 +7,10 @@ import logging
 import orjson
 
 from whet.errors import InvalidArgument, WhetError
-from whet.server.errors import ShuttingDown, Unauthorized, http_status
+from whet.server.errors import Unauthorized, http_status
+from whet.server.http.exchange import JSON, Header
 
 LOGGER = logging.getLogger("whet.server.http")
-
-JSON = ("content-type", "application/json")
-
-Headers = list[tuple[str, str]]
 
 
 class MethodNotAllowed(InvalidArgument):
@@ -32,6 +29,14 @@ class BodyTimeout(InvalidArgument):
     """A body that did not arrive in time."""
 
 
+class RequestTimeout(InvalidArgument):
+    """Headers that did not arrive in time."""
+
+
+class HeadersTooLarge(InvalidArgument):
+    """More headers, or longer ones, than a request may have."""
+
+
 class NoSuchAddress(InvalidArgument):
     """Nothing is at this address."""
 
@@ -40,11 +45,13 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (NoSuchAddress, 404),
     (MethodNotAllowed, 405),
     (BodyTimeout, 408),
+    (RequestTimeout, 408),
     (UnsupportedMediaType, 415),
+    (HeadersTooLarge, 431),
 )
 
 
-def failure(error: Exception, call: str) -> tuple[int, Headers, bytes]:
+def failure(error: Exception, call: str) -> tuple[int, tuple[Header, ...], bytes]:
     """Status, headers and body for an error. One that nobody foresaw is logged, and told by its kind only."""
     if isinstance(error, WhetError):
         text = str(error)
@@ -52,14 +59,12 @@ def failure(error: Exception, call: str) -> tuple[int, Headers, bytes]:
         LOGGER.error("%s failed", call, exc_info=error)
         text = f"the server failed: {type(error).__name__}"
     status = next((code for kind, code in _STATUS if isinstance(error, kind)), 0) or http_status(error)
-    headers: Headers = [JSON]
+    more: tuple[Header, ...] = ()
     if isinstance(error, MethodNotAllowed):
-        headers.append(("allow", error.allow))
+        more = (("allow", error.allow),)
     elif isinstance(error, UnsupportedMediaType):
-        headers.append(("accept-encoding", "gzip, deflate, identity"))
-    elif isinstance(error, ShuttingDown):
-        headers.append(("connection", "close"))
+        more = (("accept-encoding", "gzip, deflate, identity"),)
     elif isinstance(error, Unauthorized):
-        headers.append(("www-authenticate", 'Bearer realm="whet"'))
+        more = (("www-authenticate", 'Bearer realm="whet"'),)
     # Text from a request may hold what is no text: it is shown escaped.
-    return status, headers, orjson.dumps({"error": text.encode("utf-8", "backslashreplace").decode()})
+    return status, (JSON, *more), orjson.dumps({"error": text.encode("utf-8", "backslashreplace").decode()})

@@ -54,14 +54,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def read_request(
-    model: str, version: str, body: bytes, header_bytes: int | None
+    model: str, version: str, body: bytes | memoryview, header_bytes: int | None
 ) -> tuple[InferRequest, dict[str, bool], bool]:
     """The request; which outputs are wanted in binary (by name); and whether those that are not named are.
 
     `header_bytes`: the length of the JSON part where binary tensors follow it.
     """
     if header_bytes is None:
-        head, rest = body, _NOTHING
+        head, rest = bytes(body), _NOTHING
     else:
         if not 0 <= header_bytes <= len(body):
             raise InvalidArgument(

@@ -1,4 +1,4 @@
-"""The HTTP server: its ports, TLS and limits, on granian's embedded RSGI server."""
+"""The HTTP server: a port with its TLS, its limits and its connections, all on the event loop."""
 
 from __future__ import annotations
 
@@ -6,64 +6,113 @@ import asyncio
 import errno
 import socket
 import ssl
+from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
-from typing import Any
-
-from granian.constants import HTTPModes, Interfaces, SSLProtocols
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 
 from whet.errors import EPFail, InvalidArgument, NoSuchFile
+from whet.server.http.connection import Connection
+from whet.server.http.exchange import OVERDUE, Exchange
+from whet.server.http.port import Port
 from whet.server.listener import keep_out
 
-HEADER_BYTES = 64 << 10
-"""The most that the headers of a request take."""
+HEADER_S = 20.0
+"""How long headers may take, and a TLS handshake."""
 
-HEADER_S = 20
-"""How long headers may take; an idle connection is closed after as long."""
+IDLE_S = 75.0
+"""How long a connection may wait for its next request."""
 
 BACKLOG = 4096
+TICK_S = 0.1
 
 
 class HttpServer:
-    """An RSGI application on a port. `start`, then `keep_out`, then `stop`."""
+    """Answers HTTP/1.1 on a port: `handle` gets each request. `start`, then `keep_out`, then `stop`.
+
+    `body_bytes`, `body_s`: the most that a body takes, as it comes. Raises InvalidArgument, NoSuchFile or EPFail where
+    host, port or TLS files cannot be used.
+    """
 
     def __init__(
-        self, app: Any, host: str, port: int, certificate: Path | None = None, key: Path | None = None,
-        client_ca: Path | None = None,
+        self, handle: Callable[[Exchange], None], host: str, port: int, certificate: Path | None = None,
+        key: Path | None = None, client_ca: Path | None = None, body_bytes: int = 1 << 20, body_s: float = 20.0,
     ) -> None:  # fmt: skip
         check_port(host, port)
-        check_tls(certificate, key, client_ca)
-        self._server = Server(
-            app, host, port, interface=Interfaces.RSGI, http=HTTPModes.http1, websockets=False, log_enabled=False,
-            backlog=BACKLOG, backpressure=BACKLOG,
-            http1_settings=HTTP1Settings(header_read_timeout=HEADER_S * 1000, max_buffer_size=HEADER_BYTES),
-            ssl_cert=certificate, ssl_key=key, ssl_protocol_min=SSLProtocols.tls12, ssl_ca=client_ca,
-            ssl_client_verify=client_ca is not None,
-        )  # fmt: skip
-        self._running: asyncio.Task[None] | None = None
+        self._tls = tls_context(certificate, key, client_ca)
+        self._port = Port(handle, body_bytes, body_s, HEADER_S, IDLE_S)
+        self._host = host
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.port = port
 
-    def start(self) -> None:
-        """Listen."""
-        self._running = asyncio.create_task(self._server.serve())
+    async def start(self) -> None:
+        """Listen. Raises EPFail where another program took the port meanwhile."""
+        loop = asyncio.get_running_loop()
+        self._beat()
+        try:
+            self._server = await loop.create_server(
+                lambda: Connection(self._port), self._host, self.port, backlog=BACKLOG, ssl=self._tls,
+                ssl_handshake_timeout=HEADER_S if self._tls is not None else None,
+            )  # fmt: skip
+        except OSError as error:
+            raise _not_opened(self._host, self.port, error) from error
+
+    @property
+    def closing(self) -> bool:
+        """Whether every answer is the last one of its connection."""
+        return self._port.closing
+
+    @closing.setter
+    def closing(self, value: bool) -> None:
+        self._port.closing = value
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._port.connections)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an inference is being answered, or a request is on its way."""
+        return any(connection.is_computing for connection in self._port.connections)
 
     async def keep_out(self) -> None:
         """Take no new connections; return when every one that a client has open is taken."""
         await keep_out(self.port)
 
+    def end_all(self) -> None:
+        """End every inference that is still being answered; its client is told why."""
+        for connection in tuple(self._port.connections):
+            connection.end(OVERDUE)
+
     async def stop(self, within_s: float) -> None:
         """Close the port and idle connections; what is being answered is. What lingers is cut after `within_s`."""
-        if self._running is not None:
-            self._server.stop()  # type: ignore[no-untyped-call]
-            await asyncio.wait({self._running}, timeout=within_s)
+        loop = asyncio.get_running_loop()
+        self._port.closing = True
+        if self._server is not None:
+            self._server.close()
+        for connection in tuple(self._port.connections):
+            connection.close_idle()
+        end = loop.time() + within_s
+        while self._port.connections and loop.time() < end:
+            await asyncio.sleep(0.01)
+        for connection in tuple(self._port.connections):
+            connection.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        port = self._port
+        port.now = loop.time()
+        port.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        for connection in tuple(port.connections):
+            connection.check(port.now)
+        self._timer = loop.call_later(TICK_S, self._beat)
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise EPFail where `host` and `port` cannot be listened on.
-
-    granian shares ports between processes: without this, two servers would answer on one port by turns.
-    """
+    """Raise EPFail where `host` and `port` cannot be listened on: before anything else of a server is made."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,26 +121,33 @@ def check_port(host: str, port: int) -> None:
         except socket.gaierror as error:
             raise InvalidArgument("the host is no address of this machine", found=host, hint=str(error)) from error
         except OSError as error:
-            hints = {
-                errno.EADDRINUSE: "Another program listens there. Choose another port.",
-                errno.EACCES: "Ports below 1024 need a privilege. Choose another port.",
-                errno.EADDRNOTAVAIL: "This machine has no such address.",
-            }
-            raise EPFail(
-                "the port cannot be opened", found=f"{host}:{port}", hint=hints.get(error.errno or 0, str(error))
-            ) from error
+            raise _not_opened(host, port, error) from error
 
 
-def check_tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> None:
-    """Raise InvalidArgument or NoSuchFile where TLS cannot be had from these files."""
+def _not_opened(host: str, port: int, error: OSError) -> EPFail:
+    hints = {
+        errno.EADDRINUSE: "Another program listens there. Choose another port.",
+        errno.EACCES: "Ports below 1024 need a privilege. Choose another port.",
+        errno.EADDRNOTAVAIL: "This machine has no such address.",
+    }
+    return EPFail("the port cannot be opened", found=f"{host}:{port}", hint=hints.get(error.errno or 0, str(error)))
+
+
+def tls_context(certificate: Path | None, key: Path | None, client_ca: Path | None) -> ssl.SSLContext | None:
+    """What a port with TLS needs, None without. Clients show a certificate of their own where `client_ca` is given.
+
+    Raises InvalidArgument or NoSuchFile where TLS cannot be had from these files.
+    """
     if certificate is None and key is None and client_ca is None:
-        return
+        return None
     if certificate is None or key is None:
         raise InvalidArgument("TLS needs a certificate and its key", hint="Give --tls-certificate and --tls-key.")
     for file in (certificate, key, client_ca):
         if file is not None and not file.is_file():
             raise NoSuchFile("there is no such file", file=str(file))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, OSError) as error:
@@ -99,8 +155,10 @@ def check_tls(certificate: Path | None, key: Path | None, client_ca: Path | None
             "the certificate and key cannot be used", file=str(certificate), value=str(key), found=str(error),
             expected="PEM files that belong to each other, the key without a password",
         ) from error  # fmt: skip
-    try:
-        if client_ca is not None:
+    if client_ca is not None:
+        try:
             context.load_verify_locations(client_ca)
-    except (ssl.SSLError, OSError) as error:
-        raise InvalidArgument("the CA's file cannot be used", file=str(client_ca), found=str(error)) from error
+        except (ssl.SSLError, OSError) as error:
+            raise InvalidArgument("the CA's file cannot be used", file=str(client_ca), found=str(error)) from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -1,9 +1,14 @@
-"""GET /metrics over RSGI: an application of its own for the metrics port, and a function for the main one."""
+"""GET /metrics: an application of its own for the metrics port, and a function for the main one."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+
+from whet.server.http.exchange import Exchange
+
+LOGGER = logging.getLogger("whet.server.metrics")
 
 Scrape = Callable[[str], Awaitable[tuple[str, bytes]]]
 """From an Accept header to the content type and the text: `Metrics.scrape`."""
@@ -11,15 +16,13 @@ Scrape = Callable[[str], Awaitable[tuple[str, bytes]]]
 PLAIN = ("content-type", "text/plain; charset=utf-8")
 
 
-async def answer_metrics(scrape: Scrape, scope: Any, protocol: Any) -> None:
+async def answer_metrics(scrape: Scrape, exchange: Exchange) -> None:
     """Answer GET or HEAD of the metrics; any other method is refused."""
-    if scope.method not in ("GET", "HEAD"):
-        protocol.response_str(405, [PLAIN, ("allow", "GET, HEAD")], "metrics are read with GET\n")
+    if exchange.method not in ("GET", "HEAD"):
+        exchange.respond(405, (PLAIN, ("allow", "GET, HEAD")), b"metrics are read with GET\n")
         return
-    content_type, content = await scrape(scope.headers.get("accept") or "")
-    protocol.response_bytes(
-        200, [("content-type", content_type), ("cache-control", "no-store")], b"" if scope.method == "HEAD" else content
-    )
+    content_type, content = await scrape(exchange.headers.get("accept") or "")
+    exchange.respond(200, (("content-type", content_type), ("cache-control", "no-store")), content)
 
 
 class MetricsApp:
@@ -28,8 +31,18 @@ class MetricsApp:
     def __init__(self, scrape: Scrape) -> None:
         self._scrape = scrape
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        if scope.path == "/metrics":
-            await answer_metrics(self._scrape, scope, protocol)
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request."""
+        if exchange.path == "/metrics":
+            exchange.start(self._answer(exchange))
         else:
-            protocol.response_str(404, [PLAIN], "only /metrics is here\n")
+            exchange.respond(404, (PLAIN,), b"only /metrics is here\n")
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            await answer_metrics(self._scrape, exchange)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            LOGGER.error("a scrape failed", exc_info=error)
+            exchange.respond(500, (PLAIN,), f"the scrape failed: {type(error).__name__}\n".encode())

@@ -12,14 +12,15 @@ from typing import Any
 from whet.errors import Fail, InvalidArgument, WhetError, did_you_mean
 from whet.runtime.cores import core_budget
 from whet.server.data_plane import DataPlane
-from whet.server.errors import ModelNotFound
+from whet.server.errors import LoadNotAllowed, ModelNotFound, ShuttingDown
+from whet.server.malloc import give_back
 from whet.server.model import ServedModel
 from whet.server.model_config import ModelConfig
 from whet.server.options import ServerOptions
 from whet.server.repository.config_file import parse_config_json, read_config, to_model_config
 from whet.server.repository.layout import UNNUMBERED, ModelSource, Names, scan
 from whet.server.repository.loader import Loader
-from whet.server.repository.release import give_back, without_frames
+from whet.server.repository.release import without_frames
 from whet.server.repository.states import States, VersionState
 from whet.server.repository.warmup import Shapes
 from whet.server.scheduling.ensemble_plan import members_of
@@ -43,6 +44,9 @@ class Loaded:
 class Repository:
     """The models of a repository and their states. Lives on the event loop; loads run in threads and child processes.
 
+    What is served is decided by the control mode: all that lies there at the start, what lies there now, or, in the
+    mode `explicit` alone, what `load` and `unload` ask for.
+
     Calls for one model wait for each other in the order in which they came; those for different models do not. A call
     whose caller goes away is finished all the same. A load that fails leaves what was served before in its place; a
     model that nothing is served of yet is served with those of its versions that can be loaded.
@@ -58,7 +62,7 @@ class Repository:
         self._states = States()
         self._names = Names(options.repository)
         self._loaded: dict[str, Loaded] = {}
-        # Stamps of files that are not to be tried again by themselves: their load failed, or they were unloaded.
+        # Stamps of files that are not to be tried again by themselves: their load failed.
         self._settled: dict[str, object] = {}
         self._wanted: set[str] = set()
         self._due: set[str] = set()
@@ -135,15 +139,19 @@ class Repository:
     async def load(self, name: str, config_json: str | None = None) -> None:
         """Load the model anew, then let it take the place of what was served, which goes on where this fails.
 
-        `config_json` stands for the model's config.pbtxt. Raises ModelNotFound, and what loading raises.
+        `config_json` stands for the model's config.pbtxt. Raises LoadNotAllowed, ModelNotFound, ShuttingDown (also
+        where the load is under way when the server stops), and what loading raises.
         """
+        self._check_mode("load", name)
         await self._finished(self._load_with_members(name, config_json))
 
     async def unload(self, name: str, dependents: bool = False) -> None:
-        """Stop serving the model: answer what was accepted, then let it go. Raises ModelNotFound.
+        """Stop serving the model: answer what was accepted, then let it go.
 
         `dependents`: so too those of an ensemble's models that its load brought along and no other ensemble holds.
+        Raises LoadNotAllowed, ModelNotFound, ShuttingDown.
         """
+        self._check_mode("unload", name)
         await self._finished(self._unload_with_dependents(name, dependents))
 
     async def poll(self) -> None:
@@ -164,13 +172,30 @@ class Repository:
             self._forget(name)
         await self._load_all([n for n in changed if again.get(n) == sources[n]], again)
 
-    async def close(self) -> None:
-        """Stop loading, answer what was accepted, and let every model go."""
+    def _check_mode(self, call: str, name: str) -> None:
+        mode = self._options.control_mode
+        if mode != "explicit":
+            # The words by which programs tell Triton's error from others.
+            raise LoadNotAllowed(
+                "explicit model load / unload is not allowed in this control mode", value=f"{call} of {name}",
+                found=mode, expected="explicit",
+                hint="Start the server with --control-mode explicit, and with --load-model '*' to load all at start.",
+            )  # fmt: skip
+
+    async def stop_loading(self) -> None:
+        """Load, unload and follow no more. Calls that wait for such a thing are told that the server shuts down.
+
+        What is served goes on.
+        """
         self._closed = True
         tasks = [*self._tasks, *([self._following] if self._following else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop loading, answer what was accepted, and let every model go."""
+        await self.stop_loading()
         models = [m for versions in self._plane.models.values() for m in versions.values()]
         ended = await asyncio.gather(*(m.close() for m in models), *self._closing, return_exceptions=True)
         await self._loader.close()
@@ -192,8 +217,7 @@ class Repository:
         loaded = self._loaded.get(source.name)
         if self._settled.get(source.name) == source.stamp:
             return False
-        # What a request configured stays as it was asked for.
-        return loaded is None or (loaded.stamp != source.stamp and loaded.override is None)
+        return loaded is None or loaded.stamp != source.stamp
 
     async def _load_all(self, names: Sequence[str], sources: Mapping[str, ModelSource]) -> list[WhetError]:
         """Load models side by side, ensembles after the others; returns the errors, which the log has too."""
@@ -217,16 +241,22 @@ class Repository:
         return errors
 
     async def _finished(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work to its end even where whoever waits for it goes away."""
+        """Do the work to its end even where whoever waits for it goes away. Raises ShuttingDown when that stops."""
         if self._closed:
             work.close()
-            raise Fail("the server is shutting down")
+            raise _shutting_down()
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # Nobody may be left to hear of an error.
         task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if not self._closed or (caller is not None and caller.cancelling()):
+                raise  # it is the caller who goes away
+            raise _shutting_down() from None
 
     @contextlib.asynccontextmanager
     async def _turn(self, name: str) -> AsyncIterator[None]:
@@ -312,9 +342,7 @@ class Repository:
             raise ModelNotFound("unknown model", found=name, hint=did_you_mean(name, self._states.all))
         members = self._ensembles.get(name, {})
         async with self._turn(name):
-            if self._loaded.pop(name, None) is not None and (source := await self._find(name)) is not None:
-                # As the files are now, and not as they were loaded: the next look must not bring it back.
-                self._settled[name] = source.stamp
+            self._loaded.pop(name, None)
             self._wanted.discard(name)
             self._due.discard(name)
             self._ensembles.pop(name, None)
@@ -339,8 +367,9 @@ class Repository:
         retired = []
         for version in list(self._plane.models.get(name, {})):
             self._states.set(name, int(version), VersionState("UNLOADING"))
-            retired.append(self._retire(self._plane.withdraw(name, version)))
-        await asyncio.gather(*retired)
+            retired.append(self._retire_later(self._plane.withdraw(name, version)))
+        # A stop that ends this ends no answers: it waits for them elsewhere.
+        await asyncio.gather(*(asyncio.shield(task) for task in retired))
         for number in list(self._states.all.get(name, {})):
             self._states.set(name, number, VersionState("UNAVAILABLE", reason))
 
@@ -391,6 +420,9 @@ class Repository:
                 failed[number] = error
                 if serving:
                     break
+            except asyncio.CancelledError:
+                self._note_failure(name, number, _shutting_down())
+                raise
         if failed and (serving or not made):
             self._settled[name] = source.stamp
             for model in made:
@@ -453,11 +485,15 @@ class Repository:
             del model
             await asyncio.to_thread(give_back)
 
-    def _retire_later(self, model: ServedModel | None) -> None:
-        if model is not None:
-            task = asyncio.create_task(self._retire(model))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+    def _retire_later(self, model: ServedModel | None) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._retire(model))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the server is shutting down", hint="Ask another one.")
 
 
 def wanted_versions(source: ModelSource, config: ModelConfig | None) -> tuple[int, ...]:

@@ -1,23 +1,10 @@
-"""What a model held goes back to the system when it goes, and not some time later."""
+"""What a failed load held goes when it fails, and not some time later."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from typing import TypeVar
 
 E = TypeVar("E", bound=BaseException)
-
-
-def give_back() -> None:
-    """Return freed memory to the system. Takes a few milliseconds; other threads run meanwhile.
-
-    glibc keeps what was freed in the arena of the thread that asked for it. Models are loaded by whichever thread is
-    free, so each arena would in time hold the memory of the largest model that it ever saw. Other systems' allocators
-    are left alone.
-    """
-    if _trim is not None:
-        _trim(0)
 
 
 def without_frames(error: E) -> E:
@@ -29,9 +16,3 @@ def without_frames(error: E) -> E:
         found.__traceback__ = None
         found = found.__cause__ or found.__context__
     return error
-
-
-_trim = None
-with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or another system
-    _trim = ctypes.CDLL(None).malloc_trim
-    _trim.argtypes = [ctypes.c_size_t]

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from whet.server.access import Access
-from whet.server.http.failures import JSON, MethodNotAllowed, NoSuchAddress
+from whet.server.http.exchange import JSON, Exchange, Header
+from whet.server.http.failures import MethodNotAllowed, NoSuchAddress
 from whet.server.web.status import Status
 
 TYPES: Mapping[str, str] = {
@@ -33,7 +33,8 @@ POLICY = "; ".join((
     "trusted-types 'none'",
 ))  # fmt: skip
 
-GUARDS: tuple[tuple[str, str], ...] = (
+TO_PAGE: tuple[Header, ...] = (("location", "ui/"), ("cache-control", "no-store"))
+GUARDS: tuple[Header, ...] = (
     ("content-security-policy", POLICY),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
@@ -50,37 +51,37 @@ class WebPages:
         self._access = access
         self.by_part = {"": self.root, "ui": self.ui}
 
-    async def root(self, scope: Any, protocol: Any) -> None:
+    async def root(self, exchange: Exchange) -> None:
         """Lead to the page."""
-        if scope.path != "/":
-            raise NoSuchAddress("there is nothing at this address", found=scope.path)
-        _only_read(scope)
-        protocol.response_empty(307, [("location", "ui/"), ("cache-control", "no-store")])
+        if exchange.path != "/":
+            raise NoSuchAddress("there is nothing at this address", found=exchange.path)
+        _only_read(exchange)
+        exchange.respond(307, TO_PAGE)
 
-    async def ui(self, scope: Any, protocol: Any) -> None:
+    async def ui(self, exchange: Exchange) -> None:
         """A static file, or one of the documents `/ui/status` and `/ui/models/NAME/VERSION`."""
-        _only_read(scope)
-        path = scope.path
+        _only_read(exchange)
+        path = exchange.path
         if path == "/ui":
-            protocol.response_empty(307, [("location", "ui/"), ("cache-control", "no-store")])
+            exchange.respond(307, TO_PAGE)
         elif path == "/ui/status":
-            _send(scope, protocol, await self._status.live(self._access))
+            _send(exchange, await self._status.live(self._access))
         elif path.startswith("/ui/models/") and path.count("/") == 4:
             _, _, _, name, version = path.split("/")
-            _send(scope, protocol, self._status.model(name, version))
+            _send(exchange, self._status.model(name, version))
         else:
-            self._file(scope, protocol, path[4:] or "index.html")
+            self._file(exchange, path[4:] or "index.html")
 
-    def _file(self, scope: Any, protocol: Any, name: str) -> None:
+    def _file(self, exchange: Exchange, name: str) -> None:
         found = static_files().get(name)
         if found is None:
-            raise NoSuchAddress("there is nothing at this address", found=scope.path, hint="The page is at /ui/.")
+            raise NoSuchAddress("there is nothing at this address", found=exchange.path, hint="The page is at /ui/.")
         kind, tag, content = found
-        headers = [("etag", tag), ("cache-control", "no-cache"), *GUARDS]
-        if tag in (scope.headers.get("if-none-match") or ""):
-            protocol.response_empty(304, headers)
+        headers: tuple[Header, ...] = (("etag", tag), ("cache-control", "no-cache"), *GUARDS)
+        if tag in (exchange.headers.get("if-none-match") or ""):
+            exchange.respond(304, headers)
         else:
-            protocol.response_bytes(200, [("content-type", kind), *headers], b"" if scope.method == "HEAD" else content)
+            exchange.respond(200, (("content-type", kind), *headers), content)
 
 
 @cache
@@ -95,11 +96,10 @@ def static_files() -> Mapping[str, tuple[str, str, bytes]]:
     return found
 
 
-def _only_read(scope: Any) -> None:
-    if scope.method not in ("GET", "HEAD"):
-        raise MethodNotAllowed(scope.method, scope.path, "GET, HEAD")
+def _only_read(exchange: Exchange) -> None:
+    if exchange.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed(exchange.method, exchange.path, "GET, HEAD")
 
 
-def _send(scope: Any, protocol: Any, content: bytes) -> None:
-    headers = [JSON, ("cache-control", "no-store"), *GUARDS]
-    protocol.response_bytes(200, headers, b"" if scope.method == "HEAD" else content)
+def _send(exchange: Exchange, content: bytes) -> None:
+    exchange.respond(200, (JSON, ("cache-control", "no-store"), *GUARDS), content)
