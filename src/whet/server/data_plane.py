@@ -10,6 +10,7 @@ from whet.server.describe import model_metadata, model_statistics
 from whet.server.errors import ModelNotFound, ModelUnavailable, ShuttingDown, Unsupported
 from whet.server.model import ServedModel
 from whet.server.request import InferRequest, InferResponse
+from whet.server.scheduling.solo import Solo
 from whet.server.settings import LogSettings, Settings, TraceSettings
 from whet.version import __version__
 
@@ -68,6 +69,7 @@ class DataPlane:
         self.on_failure: Callable[[InferRequest, Exception], None] | None = None
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._newest: dict[str, ServedModel] = {}
+        self.solo = Solo()
         self.live = True
         self.draining = False
         self.closing = False
@@ -131,12 +133,13 @@ class DataPlane:
         return ModelNotFound("unknown model", found=name, hint=did_you_mean(name, self._models))
 
     def infer_at_once(self, request: InferRequest) -> InferResponse | None:
-        """The answer, where the model is so small that it runs here and now; None: `infer` answers, or says why not."""
+        """The answer, where the run is made here and now; None: `infer` answers, or says why not."""
+        alone = self.solo.asked(request.source)
         model = None if request.version or self.draining else self._newest.get(request.model)
         if model is None or self.on_answer is not None:
             return None
         try:
-            return model.infer_at_once(request)
+            return model.infer_at_once(request, alone)
         except Exception as error:
             if self.on_failure is not None:
                 self.on_failure(request, error)
@@ -146,12 +149,18 @@ class DataPlane:
         """Answer one request."""
         if self.draining:
             raise ShuttingDown("the server is shutting down", hint="Ask another one.")
+        solo = self.solo
+        if request.source is None:
+            solo.asked(None)
+        solo.in_flight += 1
         try:
             response = await self.model(request.model, request.version).infer(request)
         except Exception as error:
             if self.on_failure is not None:
                 self.on_failure(request, error)
             raise
+        finally:
+            solo.in_flight -= 1
         if self.on_answer is not None:
             self.on_answer(request, response)
         return response

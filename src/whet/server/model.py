@@ -16,6 +16,7 @@ from whet.server.request import NO_PARAMETERS, Array, InferRequest, InferRespons
 from whet.server.scheduling.cache import ResponseCache, find_key
 from whet.server.scheduling.choose import Shared, make_scheduling
 from whet.server.scheduling.ensemble_plan import Resolve
+from whet.server.scheduling.solo import ShortRuns
 from whet.server.scheduling.work import ShapeKey, Work
 from whet.server.stats import BatchStats, ModelStats
 from whet.session.inference_session import InferenceSession
@@ -50,6 +51,7 @@ class ServedModel:
         # Another load of the same version may hold another model: its answers are not this one's.
         self._generation = os.urandom(16)
         self._digesting = 0
+        self._short_runs = ShortRuns()
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -93,15 +95,28 @@ class ServedModel:
             self._count_failure(error, request)
             raise
         self._count_success(rows, work.times)
+        if work.batch_rows == rows:
+            self._short_runs.observe((rows, key), work.times.computed_ns - work.times.started_ns)
         return response
 
-    def infer_at_once(self, request: InferRequest) -> InferResponse | None:
-        """The answer of a model so small that it runs here and now; None: `infer` answers. Raises as `infer` does."""
-        if request.deadline_ns or self._cache is not None or not self.scheduler.runs_at_once:
+    def infer_at_once(self, request: InferRequest, alone: bool) -> InferResponse | None:
+        """The answer of a run that is made here and now: a tiny one, or a short one where its client is `alone`.
+
+        None: `infer` answers. Raises as `infer` does.
+        """
+        if request.deadline_ns or self._cache is not None:
+            return None
+        is_tiny = self.scheduler.runs_at_once
+        if not is_tiny and not (alone and self.scheduler.can_run_here):
             return None
         try:
-            feed, names, rows, _ = self._check(request)
-            return self._infer_here(request, feed, names, rows)
+            feed, names, rows, key = self._check(request)
+            if not is_tiny and not self._short_runs.knows((rows, key)):
+                return None
+            response = self._infer_here(request, feed, names, rows)
+            if not is_tiny:
+                self._short_runs.observe((rows, key), response.times.computed_ns - response.times.started_ns)
+            return response
         except Exception as error:
             self._count_failure(error, request)
             raise

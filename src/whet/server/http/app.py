@@ -127,6 +127,7 @@ class HttpApp:
     def _prepared(self, exchange: Exchange, request: InferRequest) -> InferRequest:
         """The request with what its parameters and headers say."""
         request.received_ns = exchange.received_ns
+        request.source = exchange.source
         if request.parameters:
             apply_parameters(request)
         if self._plane.tracing:

@@ -54,6 +54,11 @@ class Exchange:
         self.ends_with_client = False
         self.ended = ""
 
+    @property
+    def source(self) -> object:
+        """The same for the requests of one connection."""
+        return self._answers
+
     def respond(
         self, status: int, headers: tuple[Header, ...] = ONLY_JSON, content: bytes = b"", close: bool = False
     ) -> None:

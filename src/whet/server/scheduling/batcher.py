@@ -106,15 +106,19 @@ class Batcher:
         return self._waiting.count + len(self._retries)
 
     @property
-    def runs_at_once(self) -> bool:
+    def can_run_here(self) -> bool:
         instances = self._instances
         return (
-            instances.runs_inline
+            instances.may_run_here
             and instances.free > 0
             and not self._waiting.count
             and self._may_run_at_once
             and not self._closed
         )
+
+    @property
+    def runs_at_once(self) -> bool:
+        return self._instances.runs_inline and self.can_run_here
 
     def submit(self, work: Work) -> None:
         """Queue the work. Raises QueueFull, ShuttingDown, PayloadTooLarge; later errors are set on its answer."""

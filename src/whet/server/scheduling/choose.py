@@ -58,7 +58,11 @@ def make_scheduling(
         if resolve is None:
             raise InvalidArgument("an ensemble needs to find its models", file=config.name)
         return Scheduling(EnsembleScheduler(config, resolve, on_batch))
-    instances = Instances(SessionRunner(session), config.instances, asyncio.get_running_loop(), config.name)
+    # What a loop does may depend on the values that it is given: it may end soon a thousand times, and then never.
+    has_loops = any(node.op_type == "Loop" for node in session.optimized_model.graph.all_nodes())
+    instances = Instances(
+        SessionRunner(session), config.instances, asyncio.get_running_loop(), config.name, may_run_here=not has_loops
+    )
     limit = config.rate_limit
     sequence = config.sequence_batching
     inputs = SequenceInputs(config, session.get_inputs(), session.get_outputs()) if sequence is not None else None

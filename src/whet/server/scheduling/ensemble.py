@@ -25,7 +25,7 @@ class EnsembleScheduler:
     cancelled or too late cancels the steps that run, and a step that fails those beside it.
     """
 
-    runs_at_once = False
+    can_run_here = runs_at_once = False
 
     def __init__(self, config: ModelConfig, resolve: Resolve, on_batch: OnBatch) -> None:
         self._model = config.name

@@ -70,13 +70,19 @@ Done = Callable[["Sequence[Array] | None", "BaseException | None", int, int], No
 
 
 class Instances:
-    """`count` runs at one time. `acquire` before `start`; whoever waits for a free one is told through `when_free`."""
+    """`count` runs at one time. `acquire` before `start`; whoever waits for a free one is told through `when_free`.
 
-    def __init__(self, runner: Runner, count: int, loop: asyncio.AbstractEventLoop, name: str) -> None:
+    `may_run_here`: runs with the same shapes take about the same time, so that what was short stays short.
+    """
+
+    def __init__(
+        self, runner: Runner, count: int, loop: asyncio.AbstractEventLoop, name: str, may_run_here: bool = True
+    ) -> None:
         self._runner = runner
         self._loop = loop
         self.count = count
         self.free = count
+        self.may_run_here = may_run_here
         self.when_free: Callable[[], None] | None = None
         self._queue: SimpleQueue[tuple[tuple[str, ...], Mapping[str, Array], Stop | None, Done] | None] = SimpleQueue()
         self._name = name
@@ -92,7 +98,7 @@ class Instances:
         return tuple(getattr(self._runner, "seen", ()))
 
     def run_here(self, names: tuple[str, ...], feed: Mapping[str, Array]) -> tuple[Sequence[Array], int, int]:
-        """Run at once on the event loop, where `runs_inline` and an instance is free: outputs, and when it ran."""
+        """Run at once on the event loop, where an instance is free: outputs, and when it ran."""
         began = time.monotonic_ns()
         outputs = self._runner(names, feed, None)
         ended = time.monotonic_ns()
@@ -152,7 +158,7 @@ class Instances:
         if ns > SLOW * INLINE_US * 1e3:
             self.runs_inline = False
         if len(self._recent) == OBSERVED:
-            self.runs_inline = sorted(self._recent)[OBSERVED // 2] < INLINE_US * 1e3
+            self.runs_inline = self.may_run_here and sorted(self._recent)[OBSERVED // 2] < INLINE_US * 1e3
             self._recent.clear()
 
     def _finish(

@@ -16,6 +16,11 @@ class Scheduler(Protocol):
     """Takes work and answers it, on the event loop: a batcher, the sequences of a stateful model, or an ensemble."""
 
     @property
+    def can_run_here(self) -> bool:
+        """Whether a request that came now could run on the event loop, and nothing would be overtaken."""
+        ...
+
+    @property
     def runs_at_once(self) -> bool:
         """Whether a request that came now would run alone, at once and on the event loop: it need not be queued."""
         ...

@@ -79,7 +79,7 @@ class SequenceScheduler:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    runs_at_once = False
+    can_run_here = runs_at_once = False
 
     @property
     def pending(self) -> int:
