@@ -20,10 +20,10 @@ def grpc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptionsSer
     pytest.importorskip("granian")
     pytest.importorskip("tritonclient.grpc")
     from tests.server.grpc_models import make_repository
-    from tests.server.options_server import OptionsServer
+    from tests.server.options_server import LOADABLE, OptionsServer
 
     folder = make_repository(tmp_path_factory.mktemp("grpc") / "models")
     with OptionsServer(
-        folder, admin=True, admin_token=ADMIN_TOKEN, body_bytes=BODY_BYTES, strict_readiness=False
+        folder, admin=True, admin_token=ADMIN_TOKEN, body_bytes=BODY_BYTES, strict_readiness=False, **LOADABLE
     ) as running:
         yield running

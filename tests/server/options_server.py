@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from whet.server.protocol.messages import message
 from whet.server.serve import serve
 
 READY = "/inference.GRPCInferenceService/ServerReady"
+
+LOADABLE: Mapping[str, Any] = {"control_mode": "explicit", "load_models": ["*"]}
+"""Options of a server that serves everything from the start, and loads and unloads what it is asked to."""
 
 PATHS = ("repository", "tls_certificate", "tls_key", "tls_client_ca")
 

@@ -70,7 +70,10 @@ ensemble_scheduling { step [
 
 @contextlib.asynccontextmanager
 async def running(folder: Path, **options: Any) -> AsyncIterator[tuple[DataPlane, Repository]]:
-    """A data plane with the repository, not yet started, as the server wires them."""
+    """A data plane with the repository, not yet started, as the server wires them. Unless `options` say otherwise, all
+    models are loaded at start, and models may be loaded and unloaded."""
+    if "control_mode" not in options:
+        options = {"control_mode": "explicit", "load_models": ("*",), **options}
     plane = DataPlane()
     repository = Repository(plane, ServerOptions(folder, **options))
     plane.repository = repository

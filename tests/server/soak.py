@@ -1,6 +1,8 @@
 """Mixed load on one server: every answer compared, models reloaded and broken, requests cancelled and wrong.
 
-python -m tests.server.soak --minutes 30 [--seed 1]
+python -m tests.server.soak --minutes 30 [--seed 1] [--control-mode poll]
+
+Half of the time the server follows the disk, the other half it is told of what changed there.
 
 At its end: no good request failed, no answer was wrong, the server's memory is flat, its files, threads and children
 are those of before, its log holds no traceback, and its metrics count what the clients counted.
@@ -27,6 +29,7 @@ from tests.server.soak_book import Soak
 from tests.server.soak_models import make_soak_repository
 
 TOKEN = "soak-token"
+MODES = ("poll", "explicit")
 WARM = 0.2
 """Part of the run after which memory is looked at first."""
 GROWTH_MB = 12.0
@@ -78,7 +81,7 @@ def successes(metrics_port: int) -> Counter[str]:
 class Run:
     """One soak. `problems` says what should not have been; empty for a good run."""
 
-    def __init__(self, seconds: float, seed: int, folder: Path, growth: float = GROWTH_MB) -> None:
+    def __init__(self, seconds: float, seed: int, folder: Path, mode: str, growth: float = GROWTH_MB) -> None:
         self.problems: list[str] = []
         self.uses: list[Use] = []
         self.figures: list[str] = []
@@ -87,15 +90,17 @@ class Run:
         self._repository = folder / "models"
         asked = make_soak_repository(self._repository)
         self._admin_port = free_port()
+        arguments = {"poll": ("--poll-s", "0.5"), "explicit": ("--load-model", "*")}[mode]
         self.server = RunningServer(
-            self._repository, "--control-mode", "poll", "--poll-s", "0.5", "--cache-bytes", str(1 << 20),
+            self._repository, "--control-mode", mode, *arguments, "--cache-bytes", str(1 << 20),
             "--admin-port", str(self._admin_port), "--admin-token", TOKEN, "--body-s", "5",
             # One model is broken from the start.
             "--no-strict-readiness", log=folder / "server.log",
         )  # fmt: skip
         self.soak = Soak(
-            self.server.http_port, self.server.grpc_port, self._admin_port, self.server.metrics_port, TOKEN, asked, seed
-        )
+            self.server.http_port, self.server.grpc_port, self._admin_port, self.server.metrics_port, TOKEN, asked,
+            seed, by_request=mode == "explicit",
+        )  # fmt: skip
         self.soak.factors.begin(1.0)
         self.soak.onoff.begin("on")
 
@@ -137,8 +142,8 @@ class Run:
             ("malformed-grpc", soak_rough.malformed_grpc),
             ("reader", soak_rough.reader),
             ("swapper", soak_changes.swapper(self._repository)),
-            ("switcher", soak_changes.switcher),
             ("comers", soak_changes.comers(self._repository)),
+            *((("switcher", soak_changes.switcher),) if soak.by_request else ()),
         )
         began = time.monotonic()
         before = use_of(pid, began)
@@ -228,17 +233,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--control-mode", choices=MODES, help="only this one")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(given.minutes * 60, given.seed, Path(folder))
-        run.run(report=True)
-    for (who, what), count in sorted(run.soak.book.counts.items()):
-        print(f"{who:16s} {what:32s} {count:9d}")
-    print("\n".join(run.figures))
-    for problem in run.problems:
-        print(f"PROBLEM {problem}")
-    print("good" if not run.problems else f"{len(run.problems)} problems")
-    return 1 if run.problems else 0
+    modes = (given.control_mode,) if given.control_mode else MODES
+    found = 0
+    for mode in modes:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run(given.minutes * 60 / len(modes), given.seed, Path(folder), mode)
+            run.run(report=True)
+        for (who, what), count in sorted(run.soak.book.counts.items()):
+            print(f"{who:16s} {what:32s} {count:9d}")
+        print("\n".join(run.figures))
+        for problem in run.problems:
+            print(f"PROBLEM {problem}")
+        print(f"{mode}: {'good' if not run.problems else f'{len(run.problems)} problems'}")
+        found += len(run.problems)
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

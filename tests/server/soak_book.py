@@ -99,6 +99,8 @@ class Soak:
     token: str
     asked: dict[str, Asked]
     seed: int
+    by_request: bool
+    """Whether the server loads and unloads when it is asked to, or follows the disk."""
     book: Book = field(default_factory=Book)
     stopped: threading.Event = field(default_factory=threading.Event)
     factors: Spans = field(default_factory=Spans)

@@ -1,4 +1,7 @@
-"""What changes under the soak's clients: files that are replaced, break, come and go; models loaded and unloaded."""
+"""What changes under the soak's clients: files that are replaced, break, come and go; models loaded and unloaded.
+
+The server follows the disk, or it is told of each change: its control mode says which (`Soak.by_request`).
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,14 @@ def ask(soak: Soak, path: str, body: Any = None, admin: bool = False) -> tuple[i
             return answer.status, json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"null")
+
+
+def tell(soak: Soak, who: str, call: str, model: str, expected: int = 200) -> None:
+    """Load or unload a model, where the server wants to be asked."""
+    if soak.by_request:
+        status, document = ask(soak, f"/v2/repository/models/{model}/{call}", {}, admin=True)
+        if status != expected:
+            soak.book.problem(who, f"{call} of {model}: {status} {document}")
 
 
 def replace(file: Path, content: bytes) -> None:
@@ -71,7 +82,7 @@ def reason_of(soak: Soak, model: str) -> str | None:
 
 
 def swapper(folder: Path) -> Callable[[Soak, str], None]:
-    """Replaces the file of `swap`, by polling and by explicit loads, now and then by a broken one."""
+    """Replaces the file of `swap`, now and then by a broken one."""
 
     def run(soak: Soak, who: str) -> None:
         random = soak.random(who)
@@ -80,10 +91,7 @@ def swapper(folder: Path) -> Callable[[Soak, str], None]:
             with soak.attempt(who, f"turn {turn}"):
                 if turn % 4 == 3:
                     replace(file, scale_bytes(2.0)[: random.randrange(20, 60)])
-                    if turn % 8 == 7:
-                        status, document = ask(soak, "/v2/repository/models/swap/load", {}, admin=True)
-                        if status != 400:
-                            soak.book.problem(who, f"load of a broken file: {status} {document}")
+                    tell(soak, who, "load", "swap", 400)
                     if not until(soak, lambda: "load failed" in (reason_of(soak, "swap") or ""), "a failed reload"):
                         return
                     soak.book.note(who, "broken, and the old one kept")
@@ -91,30 +99,25 @@ def swapper(folder: Path) -> Callable[[Soak, str], None]:
                 new = float(np.float32(random.uniform(-4, 4)))
                 soak.factors.begin(new)
                 replace(file, scale_bytes(new))
-                if turn % 2:
-                    status, document = ask(soak, "/v2/repository/models/swap/load", {}, admin=True)
-                    if status != 200:
-                        soak.book.problem(who, f"load: {status} {document}")
-                elif not until(soak, lambda new=new: served_factor(soak, "swap") == new, "the new model's answer"):
+                tell(soak, who, "load", "swap")
+                if not until(soak, lambda new=new: served_factor(soak, "swap") == new, "the new model's answer"):
                     return
                 soak.factors.end(current)
                 current = new
-                soak.book.note(who, "loaded explicitly" if turn % 2 else "followed the file")
+                soak.book.note(who, "loaded anew")
 
     return run
 
 
 def switcher(soak: Soak, who: str) -> None:
-    """Loads and unloads `onoff`."""
+    """Loads and unloads `onoff`, where the server lets itself be asked."""
     state = "on"
     for turn in soak.turns(0.3):
         call, following = ("unload", "off") if turn % 2 == 0 else ("load", "on")
         with soak.attempt(who, call):
             soak.onoff.begin("changing")
             soak.onoff.end(state)
-            status, document = ask(soak, f"/v2/repository/models/onoff/{call}", {}, admin=True)
-            if status != 200:
-                soak.book.problem(who, f"{call}: {status} {document}")
+            tell(soak, who, call, "onoff")
             state = following
             soak.onoff.begin(state)
             soak.onoff.end("changing")
@@ -146,6 +149,8 @@ def comers(folder: Path) -> Callable[[Soak, str], None]:
                     case _:
                         (folder / f"{bad}.onnx").write_bytes(random.randbytes(2000))
                 replace(folder / f"{name}.onnx", good)
+                tell(soak, who, "load", name)
+                tell(soak, who, "load", bad, 400)
                 if not until(soak, lambda: served_factor(soak, name) == turn + 1.0, f"{name} answering"):  # noqa: B023
                     return
                 if not until(soak, lambda: bool(reason_of(soak, bad)), f"{bad} being refused"):  # noqa: B023
@@ -160,7 +165,9 @@ def comers(folder: Path) -> Callable[[Soak, str], None]:
                         path.unlink()
                     (folder / bad / "1").rmdir()
                     (folder / bad).rmdir()
-                if not until(soak, lambda: reason_of(soak, name) is None, f"{name} leaving the index"):  # noqa: B023
+                tell(soak, who, "unload", name)
+                left = "unloaded" if soak.by_request else None
+                if not until(soak, lambda: reason_of(soak, name) == left, f"{name} leaving"):  # noqa: B023
                     return
                 soak.book.note(who, "came and went")
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests.server.certificates import make_certificates
 from tests.server.grpc_models import make_repository, save_scale
-from tests.server.options_server import OptionsServer
+from tests.server.options_server import LOADABLE, OptionsServer
 from tests.server.running import free_port
 from whet.errors import EPFail, InvalidArgument, NoSuchFile
 from whet.server.data_plane import DataPlane
@@ -87,7 +87,7 @@ def wait_for_tls(server: OptionsServer, **files: str) -> Any:
 
 
 def test_tls_and_administration_on_the_main_port(models: Path, certificates: Path) -> None:
-    server = tls_server(models, certificates, admin_on_main_port=True)
+    server = tls_server(models, certificates, admin_on_main_port=True, **LOADABLE)
     server._wait = False
     with server:
         with wait_for_tls(server, root_certificates=str(certificates / "ca.crt")) as client:

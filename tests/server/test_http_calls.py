@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.server.http_requests import INFER, ask
-from tests.server.options_server import OptionsServer
+from tests.server.options_server import LOADABLE, OptionsServer
 from tests.server.running import free_port
 from tests.server.test_thin_path import save_scale_model
 
@@ -36,7 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     admin = free_port()
     port = free_port()
     options = {"http_port": port, "admin_port": admin, "admin_token": TOKEN, "body_bytes": 100_000, "body_s": 0.5}
-    with OptionsServer(folder, **options) as running:
+    with OptionsServer(folder, **options, **LOADABLE) as running:
         running.http_port = port
         yield Served(running, admin)
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.server import test_grpc_calls
 from tests.server.grpc_models import RAW_ONLY, TYPES, make_repository, random_tensor, save_scale
-from tests.server.options_server import OptionsServer
+from tests.server.options_server import LOADABLE, OptionsServer
 from tests.server.running import free_port
 from whet.server.data_plane import EXTENSIONS
 
@@ -43,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = make_repository(tmp_path_factory.mktemp("clients") / "models")
     port, admin = free_port(), free_port()
     with OptionsServer(
-        folder, admin=True, http_port=port, admin_port=admin, admin_token=TOKEN, strict_readiness=False
+        folder, admin=True, http_port=port, admin_port=admin, admin_token=TOKEN, strict_readiness=False, **LOADABLE
     ) as server:
         yield Served(server, port, admin)
 

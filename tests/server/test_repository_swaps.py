@@ -18,7 +18,7 @@ import pytest
 from tests.server.repository_models import BROKEN, ask, rows, running, scale_bytes, states, write_model
 from tests.server.running import RunningServer, free_port
 from whet.errors import WhetError
-from whet.server.errors import ModelUnavailable
+from whet.server.errors import LoadNotAllowed, ModelUnavailable, ShuttingDown, grpc_code, http_status
 from whet.server.repository.warmup import warm_up
 
 ALL = "version_policy { all { } }"
@@ -121,10 +121,10 @@ def test_the_old_version_serves_while_the_new_one_loads(
     asyncio.run(scenario())
 
 
-def test_load_and_unload_by_request_in_mode_none(tmp_path: Path) -> None:
+def test_load_and_unload_by_request(tmp_path: Path) -> None:
     async def scenario() -> None:
         write_model(tmp_path / "m", scale_bytes(2))
-        async with running(tmp_path, control_mode="none") as (plane, repository):
+        async with running(tmp_path, control_mode="explicit", load_models=("*",)) as (plane, repository):
             await repository.start()
             await repository.unload("m")
             with pytest.raises(ModelUnavailable, match="unloaded"):
@@ -141,33 +141,119 @@ def test_load_and_unload_by_request_in_mode_none(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_load_and_unload_by_request_in_mode_poll(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_other_modes_than_explicit_refuse_load_and_unload(tmp_path: Path, mode: str) -> None:
     async def scenario() -> None:
         write_model(tmp_path / "m", scale_bytes(2))
-        # Looks at the disk are made by the test.
-        async with running(tmp_path, control_mode="poll", poll_s=3600) as (plane, repository):
+        async with running(tmp_path, control_mode=mode, poll_s=3600) as (plane, repository):
             await repository.start()
-            await repository.unload("m")
-            for _ in range(2):
-                await repository.poll()
-            assert "m" not in plane.models, "polling undid what was asked for"
-            await repository.load("m", json.dumps({"max_batch_size": 7}))
-            write_model(tmp_path / "m", scale_bytes(3))
-            await repository.poll()
-            x = rows()
-            assert np.array_equal(await ask(plane, "m", x), x * np.float32(2)), "polling undid a configuration"
-            assert plane.model("m").config.max_batch_rows == 7
-            await repository.unload("m")
-            await repository.poll()
-            assert "m" not in plane.models
-            write_model(tmp_path / "m", scale_bytes(5), 2)
-            await repository.poll()
-            assert np.array_equal(await ask(plane, "m", x), x * np.float32(5)), "changed files are a new model"
+            model = plane.model("m")
+            for name in ("m", "nothing"):
+                for call in (repository.load, repository.unload):
+                    with pytest.raises(LoadNotAllowed, match="explicit model load / unload is not allowed") as caught:
+                        await call(name)
+                    assert caught.value.found == mode
+                    assert "--control-mode explicit" in str(caught.value)
+                    assert (http_status(caught.value), grpc_code(caught.value)) == (503, "UNAVAILABLE")
+            assert plane.model("m") is model
 
-    # `poll` waits for files to settle: a look's half, which is long here.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("whet.server.repository.manager.SETTLE_S", 0.01)
-        asyncio.run(scenario())
+    asyncio.run(scenario())
+
+
+def test_both_protocols_say_how_models_are_loaded(tmp_path: Path) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    utils = pytest.importorskip("tritonclient.utils")
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "good.onnx").write_bytes(scale_bytes(2))
+    with RunningServer(folder, "--admin-on-main-port") as server, triton.InferenceServerClient(server.grpc) as client:
+        for name, call in (("load", client.load_model), ("unload", client.unload_model)):
+            request = urllib.request.Request(f"http://{server.http}/v2/repository/models/good/{name}", b"{}")
+            with pytest.raises(urllib.error.HTTPError) as answer:
+                urllib.request.urlopen(request, timeout=30)
+            assert answer.value.code == 503
+            assert "--control-mode explicit" in json.loads(answer.value.read())["error"]
+            with pytest.raises(utils.InferenceServerException, match="--control-mode explicit") as caught:
+                call("good")
+            assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        assert client.is_model_ready("good")
+
+
+@pytest.mark.parametrize("where", ["warm_up", "probe"])
+def test_a_load_that_a_stop_ends_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Whether it is in a thread or in a child process; the call that nobody waits for any more says nothing."""
+    begun, release = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        begun.set()
+        assert release.wait(60)
+
+    async def hold_here(*_: Any) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        write_model(tmp_path / "m", scale_bytes(2))
+        async with running(tmp_path) as (plane, repository):
+            await repository.start()
+            write_model(tmp_path / "m", scale_bytes(9))
+            write_model(tmp_path / "new", scale_bytes(9))
+            monkeypatch.setattr(f"whet.server.repository.loader.{where}", hold if where == "warm_up" else hold_here)
+            try:
+                loads = [asyncio.create_task(repository.load(name)) for name in ("m", "new", "m")]
+                left = asyncio.create_task(repository.load("new"))
+                assert await asyncio.to_thread(begun.wait, 60)
+                left.cancel()
+                await repository.stop_loading()
+                # What holds the loads has not let them go.
+                for ended in await asyncio.gather(*loads, return_exceptions=True):
+                    assert isinstance(ended, ShuttingDown)
+                    assert (http_status(ended), grpc_code(ended)) == (503, "UNAVAILABLE")
+                with pytest.raises(asyncio.CancelledError):
+                    await left
+                for call in (repository.load, repository.unload):
+                    with pytest.raises(ShuttingDown):
+                        await call("m")
+                x = rows()
+                assert np.array_equal(await ask(plane, "m", x), x * np.float32(2)), "what serves goes on"
+                assert "LOADING" not in states(repository).values()
+            finally:
+                release.set()
+
+    asyncio.run(scenario())
+
+
+def test_an_unload_that_a_stop_ends_still_answers_what_was_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        write_model(tmp_path / "m", scale_bytes(2))
+        async with running(tmp_path) as (plane, repository):
+            await repository.start()
+            drained = asyncio.Event()
+            model = plane.model("m")
+            honest = model.scheduler.drain
+
+            async def slow() -> None:
+                await drained.wait()
+                await honest()
+
+            monkeypatch.setattr(model.scheduler, "drain", slow)
+            try:
+                unloading = asyncio.create_task(repository.unload("m"))
+                while "m" in plane.models:
+                    await asyncio.sleep(0.001)
+                closing = asyncio.create_task(repository.close())
+                with pytest.raises(ShuttingDown):
+                    await unloading
+                assert model.session is not None
+                assert not closing.done(), "the model was left before its requests were answered"
+            finally:
+                drained.set()
+            await closing
+            assert model.session is None
+
+    asyncio.run(scenario())
 
 
 def test_what_strict_readiness_counts(tmp_path: Path) -> None:

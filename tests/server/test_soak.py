@@ -10,15 +10,16 @@ pytest.importorskip("granian")
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("tritonclient.http")
 
-from tests.server.soak import Run
+from tests.server.soak import MODES, Run
 
 SECONDS = 10.0
 GROWTH_MB = 60.0
 """Pools and caches still fill in so short a run."""
 
 
-def test_mixed_load(tmp_path: Path) -> None:
-    run = Run(SECONDS, 1, tmp_path, GROWTH_MB)
+@pytest.mark.parametrize("mode", MODES)
+def test_mixed_load(tmp_path: Path, mode: str) -> None:
+    run = Run(SECONDS, 1, tmp_path, mode, GROWTH_MB)
     run.run()
     assert run.problems == []
     counts = run.soak.book.counts

@@ -40,7 +40,8 @@ class PageServer(RunningServer):
     def __init__(self, folder: Path) -> None:
         port = str(free_port())
         self.admin = f"127.0.0.1:{port}"
-        super().__init__(folder, "--admin-on-main-port", "--admin-port", port, "--admin-token", TOKEN)
+        arguments = ("--admin-on-main-port", "--admin-port", port, "--admin-token", TOKEN)
+        super().__init__(folder, *arguments, "--control-mode", "explicit", "--load-model", "*")
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +320,28 @@ def test_the_admin_port_wants_its_token(browser: Any, server: PageServer) -> Non
     tab.close()
 
 
+def test_where_nobody_may_load_the_page_says_why(tab: Tab, server: PageServer) -> None:
+    page = tab.page
+    button = page.get_by_role("button", name="Reload b", exact=True)
+    expect(button).to_be_visible()
+    changes: dict[str, Any] = {}
+    page.route("**/ui/status", lambda route: route.fulfill(json={**route.fetch().json(), **changes}))
+    no_admin = {**json.loads(page.request.get(f"http://{server.http}/ui/status").text())["ports"], "admin": None}
+    for changed, said in (
+        ({"admin": "off"}, "Loading is done on the admin port."),
+        ({"admin": "off", "ports": no_admin}, "--admin-on-main-port opens it"),
+        ({"admin": "token", "control_mode": "none"}, "repository at the start is served: --control-mode"),
+        ({"control_mode": "poll"}, "The repository is followed: --control-mode explicit"),
+    ):
+        changes.clear()
+        changes.update(changed)
+        expect(page.get_by_text(said)).to_be_visible()
+        expect(button).to_be_hidden()
+        expect(page.get_by_label("Administrator's token")).to_be_hidden()
+    page.unroute_all(behavior="wait")
+    expect(button).to_be_visible()
+
+
 def test_every_family_of_metrics_is_there(tab: Tab, server: PageServer) -> None:
     page = tab.page
     infer(server, "scale", np.ones((2, 4), np.float32))
@@ -426,7 +449,7 @@ def test_a_lost_connection_is_said_and_found_again(browser: Any, tmp_path: Path)
         tab = Tab(browser, running.http)
         page = tab.page
         # Nobody may load here, and the page says how that would be.
-        expect(page.get_by_text("--admin-on-main-port opens it")).to_be_visible()
+        expect(page.get_by_text("--control-mode explicit lets models be loaded")).to_be_visible()
         expect(row(page, "scale").locator(".pill")).to_have_text("ready")
         assert page.get_by_role("button", name="Reload scale", exact=True).is_hidden()
     expect(page.locator("#connection")).to_contain_text("The connection to the server is lost")

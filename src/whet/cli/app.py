@@ -346,7 +346,7 @@ def serve(
     ] = None,
     control_mode: Annotated[
         Literal["none", "poll", "explicit"],
-        typer.Option(help="none: load all at start; poll: follow the disk; explicit: what is asked for."),
+        typer.Option(help="none: load all at start; poll: follow the disk; explicit: load and unload on request."),
     ] = "none",
     load_model: Annotated[
         list[str] | None,

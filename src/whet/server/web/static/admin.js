@@ -50,6 +50,13 @@ function confirmUnload(feed, name) {
   dialog.showModal();
 }
 
+// Why nobody may load by request, whatever port and token they have; null where some may.
+const REFUSALS = {
+  none: "What lies in the repository at the start is served: --control-mode explicit lets models be loaded here.",
+  poll: "The repository is followed: --control-mode explicit lets models be loaded here.",
+};
+const refusal = (feed) => REFUSALS[feed.latest.control_mode] ?? null;
+
 // The buttons of one model: { element, update(states of the model's versions) }.
 export function buttons(feed, name) {
   const load = h("button", { type: "button", class: "small", on: { click: () => act(feed, name, "load", "loaded") } });
@@ -58,7 +65,7 @@ export function buttons(feed, name) {
   return {
     element,
     update(states) {
-      show(element, feed.latest.admin !== "off");
+      show(element, feed.latest.admin !== "off" && !refusal(feed));
       const serves = states.some((s) => s.state === "READY");
       const moves = busy.has(name) || states.some((s) => s.state === "LOADING" || s.state === "UNLOADING");
       setText(load, serves ? "Reload" : "Load");
@@ -82,12 +89,13 @@ export function adminNote(feed) {
     element,
     update() {
       const { admin, ports } = feed.latest;
-      show(element, admin !== "open");
-      show(field, admin === "token");
-      show(link, admin === "off" && Boolean(ports.admin));
+      const refused = refusal(feed);
+      show(element, admin !== "open" || Boolean(refused));
+      show(field, admin === "token" && !refused);
+      show(link, admin === "off" && Boolean(ports.admin) && !refused);
       if (ports.admin) link.href = `${location.protocol}//${location.hostname}:${ports.admin}/ui/${location.hash}`;
       const off = ports.admin ? "Loading is done on the admin port." : "Loading is off: --admin-port or --admin-on-main-port opens it.";
-      setText(text, admin === "off" ? off : "");
+      setText(text, refused ?? (admin === "off" ? off : ""));
     },
   };
 }
