@@ -34,6 +34,7 @@ def work(arguments):
         print("x" * 300_000)
         return 3
     if kind == "raise":
+        print("first")
         raise RuntimeError("an error")
     if kind == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -85,7 +86,7 @@ def nurse() -> Iterator[Nurse]:
     [
         (["say", "hello"], 0, "hello\n"),
         (["much"], 3, "x" * 300_000 + "\n"),
-        (["raise"], 70, ""),
+        (["raise"], 70, "first\nRuntimeError: an error"),
         (["die"], -signal.SIGSEGV, ""),
         (["read"], 0, "''\n"),
         (["other"], 5, ""),
@@ -208,6 +209,32 @@ def test_an_idle_helper_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         await probe(prober, good, (), 1)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_an_error_that_nobody_foresaw_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: bool) -> None:
+    good = tmp_path / "good.onnx"
+    good.write_bytes(scale_bytes(2))
+    if not forks:
+        monkeypatch.delattr(os, "fork")
+
+    async def scenario(prober: Prober) -> None:
+        threads: Any = "some"  # what the child takes for a number
+        with pytest.raises(Fail, match=r"cannot be loaded; file: .*good\.onnx; found: ValueError: .*'some'"):
+            await probe(prober, good, (), threads)
+        await probe(prober, good, (), 1)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("status", "out", "said"), [(70, b"KeyError: 'x'", "KeyError: 'x'"), (71, b"", "status 71")])
+def test_a_child_that_says_nothing_of_a_model(status: int, out: bytes, said: str, tmp_path: Path) -> None:
+    class Ends(Prober):
+        async def run(self, arguments: list[str], limit_s: float) -> tuple[int, bytes]:
+            return status, out
+
+    with pytest.raises(Fail, match=f"tried to load the model failed; file: .*; found: .*{said}"):
+        asyncio.run(probe(Ends(), tmp_path, (), 1))
 
 
 def test_without_a_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

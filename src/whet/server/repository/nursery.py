@@ -5,8 +5,8 @@ so takes some milliseconds, and cores that serve are not held up by each reload.
 model: whatever a file does happens to its child. It runs no threads of its own, so that a fork finds no lock taken.
 
 It reads lines of JSON from standard input (`{"id", "arguments"}`, or `{"stop": id}`), and writes one for each child
-that has ended (`{"id", "status", "out"}`; `status` below 0 is the signal that ended it). At the end of its input it
-ends, and with it its children.
+that has ended (`{"id", "status", "out"}`; `status` below 0 is the signal that ended it, 70 says that `out` ends with an
+exception and 71 that there was no memory). At the end of its input it ends, and with it its children.
 """
 
 from __future__ import annotations
@@ -111,6 +111,10 @@ def _fork(work: Callable[[list[str]], int], number: int, arguments: list[str], o
         sys.stdout.flush()
     except MemoryError:
         status = 71
+    except Exception as error:
+        # What it was is all that whoever asked will learn of it.
+        sys.stdout.flush()
+        os.write(its, f"{type(error).__name__}: {error}".encode(errors="backslashreplace"))
     finally:
         # No clean-up of what belongs to the parent.
         os._exit(status)

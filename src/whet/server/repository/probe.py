@@ -133,7 +133,7 @@ async def probe(
     if status < 0:
         name = signal.Signals(-status).name
         raise Fail("the model ended the process that tried to load it", file=str(file), found=name)
-    raise _error_of(out, file)
+    raise _error_of(status, out, file)
 
 
 async def _start(arguments: list[str], stdin: int) -> asyncio.subprocess.Process:
@@ -158,14 +158,13 @@ async def _fresh(arguments: list[str], limit_s: float) -> tuple[int, bytes]:
     return child.returncode, out
 
 
-def _error_of(out: bytes, file: Path) -> WhetError:
+def _error_of(status: int, out: bytes, file: Path) -> WhetError:
     try:
         document = json.loads(out)
         kind, message = document["type"], document["message"]
     except (ValueError, KeyError, TypeError):
-        return Fail(
-            "the process that tried to load the model failed", file=str(file), found=out[-300:].decode(errors="replace")
-        )
+        said = out[-300:].decode(errors="replace") or f"exit status {status}"
+        return Fail("the process that tried to load the model failed", file=str(file), found=said)
     found = getattr(errors, kind, Fail)
     if not (isinstance(found, type) and issubclass(found, WhetError)):
         found = Fail
@@ -179,15 +178,19 @@ def main(arguments: list[str]) -> int:
 
     file, providers, threads, goal = arguments
     options = SessionOptions()
-    options.intra_op_num_threads = int(threads)
-    options.add_session_config_entry("goal", goal)
     try:
+        options.intra_op_num_threads = int(threads)
+        options.add_session_config_entry("goal", goal)
         InferenceSession(file, options, providers=[p for p in providers.split(",") if p] or None)
     except WhetError as error:
         print(json.dumps({"type": type(error).__name__, "message": str(error)}))
         return 1
     except MemoryError:
         print(json.dumps({"type": "ResourceExhausted", "message": f"no memory left while loading {file}"}))
+        return 1
+    except Exception as error:
+        failed = Fail("the model cannot be loaded", file=file, found=f"{type(error).__name__}: {error}")
+        print(json.dumps({"type": "Fail", "message": str(failed)}))
         return 1
     return 0
 
