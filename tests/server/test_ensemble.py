@@ -22,6 +22,7 @@ from whet.server.errors import DeadlineExceeded, ModelUnavailable, ShuttingDown
 from whet.server.model import ServedModel
 from whet.server.model_config import EnsembleStep, ModelConfig, TensorConfig
 from whet.server.request import Array, InferRequest, InferResponse, InputTensor, RequestedOutput
+from whet.server.scheduling.batcher import REASONS
 from whet.server.scheduling.ensemble import EnsembleScheduler
 from whet.session.inference_session import InferenceSession
 
@@ -113,6 +114,7 @@ def test_steps_that_do_not_wait_for_each_other_run_in_any_order(sessions: dict[s
             assert stats.success.count == 40
             assert stats.inference_count == sum(len(x) for x in given)
         assert plane.model("pipeline").stats.closed == {"ensemble": 40}
+        assert all(answer.batch_closed in REASONS for answer in answers)
         assert model.in_flight == model.running == 0
 
     serve(DIAMOND, sessions, use)

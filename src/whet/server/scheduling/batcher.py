@@ -24,7 +24,7 @@ from whet.server.scheduling.waiting import Waiting
 from whet.server.scheduling.work import Batch, Result, Work
 
 REASONS: Mapping[str, str] = {
-    "at once": "a tiny model ran it as it came",
+    "at once": "it ran as it came: the model is tiny, or its runs are short and one client asks",
     "alone": "the model takes no batches",
     "full": "no further request would have fitted",
     "preferred": "it had a preferred size",
@@ -36,7 +36,9 @@ REASONS: Mapping[str, str] = {
     "deadline": "one of its requests has no more time to wait",
     "draining": "the model is being unloaded",
     "failed together": "the batch failed, and each of its requests runs alone",
+    "ensemble": "each of its steps ran in a model of its own",
 }
+"""All that the counters of closed batches may hold, ensembles' too, with what they mean."""
 
 LOOKAHEAD = 1024
 """How many waiting requests are looked at for a batch."""

@@ -31,7 +31,6 @@ FRESH_S = 0.5
 """Of what is read from the system or the disk: several pages that are open share one reading."""
 
 HISTOGRAMS = ("request_us", "queue_us", "infer_us", "batch_rows")
-BATCH_REASONS = {**REASONS, "ensemble": "each of its steps ran in a model of its own"}
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
@@ -94,7 +93,7 @@ class Status:
             "machine": self._sample,
             "gpus": self._gpus,
             "bounds": {"us": DURATION_BOUNDS_US, "rows": ROW_BOUNDS},
-            "batch_reasons": BATCH_REASONS,
+            "batch_reasons": REASONS,
             "states": repository.index() if repository is not None else [],
             "models": [self._model_figures(m) for versions in plane.models.values() for m in versions.values()],
         }
