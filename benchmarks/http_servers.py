@@ -1,11 +1,11 @@
 """What Python's HTTP servers can do at most: each answers inference-like requests with what they held, as JSON.
 
 usage: http_servers.py [--python PYTHON] [--seconds 4] [--rounds 5] [--output FILE.json]
-       http_servers.py --serve granian --port 8000
+       http_servers.py --serve whet --port 8000
 
 The application reads the body, parses it with orjson and writes the document again: what no server of the protocol can
-go below. Needs wrk. PYTHON is an interpreter with the servers (granian, uvicorn, httptools, uvloop, aiohttp, hypercorn,
-orjson); those that it lacks are left out.
+go below. `whet` is Whet's own connections with such an application in place of the protocol. Needs wrk. PYTHON is an
+interpreter with the servers (whet[server], granian, uvicorn, aiohttp, hypercorn); those that it lacks are left out.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SERVERS = ("granian", "granian-asgi", "uvicorn", "uvicorn-h11", "aiohttp", "hypercorn")
-PACKAGES = ("granian", "uvicorn", "httptools", "h11", "aiohttp", "hypercorn", "uvloop", "orjson")
+SERVERS = ("whet", "granian", "granian-asgi", "uvicorn", "uvicorn-h11", "aiohttp", "hypercorn")
+PACKAGES = ("whet", "granian", "uvicorn", "httptools", "h11", "aiohttp", "hypercorn", "uvloop", "orjson")
 CONNECTIONS = (1, 32, 128)
 METADATA = {"name": "identity", "inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [-1, 16]}]}
 
@@ -66,6 +66,17 @@ class Rsgi:
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         content = answer(await protocol())
         protocol.response_bytes(200, [("content-type", "application/json")], content)
+
+
+async def serve_whet(port: int, name: str) -> None:
+    from whet.server.http.exchange import ONLY_JSON, Exchange
+    from whet.server.http.server import HttpServer
+
+    def handle(exchange: Exchange) -> None:
+        exchange.respond(200, ONLY_JSON, answer(bytes(exchange.body)))
+
+    await HttpServer(handle, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
 
 
 async def serve_granian(port: int, name: str) -> None:
@@ -112,6 +123,7 @@ async def serve_hypercorn(port: int, name: str) -> None:
 
 
 SERVE: dict[str, Callable[[int, str], Any]] = {
+    "whet": serve_whet,
     "granian": serve_granian,
     "granian-asgi": serve_granian,
     "uvicorn": serve_uvicorn,

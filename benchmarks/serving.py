@@ -317,10 +317,10 @@ class Bench:
         script = Path(__file__).with_name("http_servers.py")
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, str(script), "--serve", "granian", "--port", str(port)], stdout=out, stderr=out
+                [sys.executable, str(script), "--serve", "whet", "--port", str(port)], stdout=out, stderr=out
             )
         with running(process, port, log):
-            contestant = Contestant("bare answer, granian", port, "identity")
+            contestant = Contestant("bare answer, Whet's connections", port, "identity")
             for connections in (1, 8, 32, 128):
                 for processes in (1, 2):
                     if processes <= connections:
@@ -436,7 +436,7 @@ def main() -> None:
                 "system": platform.platform(),
             },
             "versions": {
-                "whet": whet.__version__, "granian": metadata.version("granian"), **bench.triton.versions,
+                "whet": whet.__version__, "httptools": metadata.version("httptools"), **bench.triton.versions,
             },
             "note": arguments.note,
             "triton_left_out": bench.triton.problem,
