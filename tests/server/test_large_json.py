@@ -223,3 +223,43 @@ def test_a_number_that_overflows_is_named(port: int) -> None:
 def test_too_many_values_without_a_server() -> None:
     with pytest.raises(PayloadTooLarge):
         cut_lists(b"," * (MAX_VALUES + 1))
+
+
+def test_commas_in_strings_are_no_values(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["," * 1000, '",",\\', "\\", "a,\n\u20ac" * 100] * 1000
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]}).encode()
+    assert len(body) > large_json.LARGE
+    assert body.count(b",") > MAX_VALUES
+    assert read(body) == [("x", "BYTES", (len(texts),), [t.encode() for t in texts])]
+    status, content = post(port, "scale", body)
+    assert status == 400  # what the model wants is another type
+    assert "BYTES" in json.loads(content)["error"]
+    # No step of it holds others up, however the strings look.
+    steps, last = [], time.thread_time()
+
+    def give_way() -> None:
+        nonlocal last
+        now = time.thread_time()
+        steps.append(now - last)
+        last = now
+
+    monkeypatch.setattr(large_json, "give_way", give_way)
+    last = time.thread_time()
+    for part in (b'",",', b"\\" * 7 + b',"', b",\\", b'"",', b","):
+        large_json._has_more_commas(part * ((8 << 20) // len(part)), 1 << 40)
+    assert len(steps) > 32
+    assert max(steps) < STEP_S, sorted(steps)[-5:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_commas_outside_of_strings_are_counted(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(large_json, "give_way", lambda: None)
+    for _ in range(400):
+        texts = ["".join(rng.choices('",\\a{', k=rng.randint(0, 9))) for _ in range(rng.randint(1, 20))]
+        lists = [[text] * rng.randint(0, 4) for text in texts]
+        body = json.dumps(lists).encode()
+        commas = json.dumps([[""] * len(part) for part in lists]).count(",")
+        monkeypatch.setattr(large_json, "STEP", rng.randint(1, 40))
+        assert not large_json._has_more_commas(body, commas)
+        assert not commas or large_json._has_more_commas(body, commas - 1)

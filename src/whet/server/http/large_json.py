@@ -37,7 +37,7 @@ PAUSE_S = 20e-6
 """Sleeping between the steps lets whoever waits go first; without it, they would wait for Python's switch interval."""
 
 MAX_VALUES = 1 << 19
-"""Commas outside of long lists of numbers: these values are parsed in one step."""
+"""Commas outside of long lists of numbers, and of strings: these values are parsed in one step."""
 
 MAX_DEPTH = 100
 
@@ -46,6 +46,7 @@ MAX_LISTS = 1 << 12
 
 _KEY = b'"data"'
 _LIST = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
+_BACKSLASHES = re.compile(rb"\\*")
 _SPACE = b" \t\r\n"
 _NUMBER = b"0123456789+-.eE"
 _NUMERIC = _NUMBER + _SPACE + b"[],"
@@ -165,13 +166,33 @@ def cut_lists(body: bytes) -> tuple[bytes, dict[str, NumberList]]:
             done = at
     parts.append(body[done:])
     rest = b"".join(parts)
-    values = rest.count(b",")
-    if values > MAX_VALUES:
+    # Those in strings are few as a rule: they are told apart only where it matters.
+    if rest.count(b",") > MAX_VALUES and _has_more_commas(rest, MAX_VALUES):
         raise PayloadTooLarge(
-            "the JSON holds too many values beside its lists of numbers", found=values, expected=MAX_VALUES,
-            hint="Send large tensors in the binary form.",
+            "the JSON holds too many values beside its lists of numbers", found=f"more than {MAX_VALUES}",
+            expected=f"at most {MAX_VALUES}", hint="Send large tensors in the binary form.",
         )  # fmt: skip
     return rest, lists
+
+
+def _has_more_commas(body: bytes, most: int) -> bool:
+    """Whether there are more commas than `most` outside of strings."""
+    commas = at = quotes = 0
+    while at < len(body):
+        # Not between a backslash and what it escapes.
+        last = _BACKSLASHES.match(body, at + STEP - 1)
+        assert last is not None
+        end = last.end() + 1
+        # Pairs first: what follows them is not escaped. Other escapes hide no quotes.
+        piece = body[at:end].replace(rb"\\", b"").replace(rb"\"", b"")
+        parts = piece.split(b'"')
+        commas += b"".join(parts[quotes % 2 :: 2]).count(b",")
+        if commas > most:
+            return True
+        quotes += len(parts) - 1
+        at = end
+        give_way()
+    return False
 
 
 def _end_of_numbers(body: bytes, start: int) -> int:
