@@ -41,7 +41,7 @@ class InferRequest:
 
     `deadline_ns`: when the client stops waiting, 0 for never; it covers the queue and the computation. `priority`: 1 is
     the highest, 0 the model's default. `sequence_id`: 0 or "" outside of a sequence. `traceparent`, `tracestate`: W3C
-    trace context of the caller, set where `DataPlane.tracing` asks for it. `source`: the connection that it came over,
+    trace context of the caller, set where `DataPlane.tracing` asks for it. `source`: the number of its connection,
     where that has one request at a time.
     """
 
@@ -59,7 +59,7 @@ class InferRequest:
     received_ns: int = 0
     traceparent: str = ""
     tracestate: str = ""
-    source: object = None
+    source: int | None = None
 
 
 @dataclass(slots=True)

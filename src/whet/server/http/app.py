@@ -69,7 +69,7 @@ class HttpApp:
             if exchange.method == "POST" and path.endswith("/infer") and path.startswith("/v2/models/"):
                 self._infer(exchange)
             else:
-                exchange.start(self._guarded(exchange, self._other(exchange)))
+                exchange.start(self._guarded(exchange, self._other, exchange))
         except Exception as error:
             self._fail(exchange, error)
 
@@ -83,16 +83,16 @@ class HttpApp:
         length = headers.get(HEADER_LENGTH)
         head_bytes = None if length is None else _header_length(length)
         if (head_bytes if head_bytes is not None else len(body)) >= IN_THREAD or "content-encoding" in headers:
-            work = self._infer_long(exchange, name, version, head_bytes)
-            exchange.start(self._guarded(exchange, work), ends_with_client=True)
+            work = self._guarded(exchange, self._infer_long, exchange, name, version, head_bytes)
+            exchange.start(work, ends_with_client=True)
             return
         read = read_request(name, version, body, head_bytes)
         response = self._plane.infer_at_once(self._prepared(exchange, read[0]))
         if response is not None and _is_short(response, read) and "accept-encoding" not in headers:
             _send(exchange, *write_response(response, read[1], read[2]))
         else:
-            work = self._infer_later(exchange, read, response)
-            exchange.start(self._guarded(exchange, work), ends_with_client=True)
+            work = self._guarded(exchange, self._infer_later, exchange, read, response)
+            exchange.start(work, ends_with_client=True)
 
     async def _infer_long(self, exchange: Exchange, name: str, version: str, head_bytes: int | None) -> None:
         """An inference whose body is long or compressed."""
@@ -161,10 +161,12 @@ class HttpApp:
         else:
             exchange.respond(200, ONLY_JSON, orjson.dumps(document))
 
-    async def _guarded(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, exchange: Exchange, work: Callable[..., Coroutine[Any, Any, None]], *given: Any) -> None:
         """Do the work of a task; what it raises is the answer."""
         try:
-            await work
+            await work(*given)
+            if exchange.is_open:
+                raise RuntimeError("the call ended without an answer")
         except asyncio.CancelledError:
             if exchange.ended == OVERDUE:
                 self._fail(exchange, ShuttingDown("the server stopped before the answer was ready"))

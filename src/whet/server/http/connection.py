@@ -13,9 +13,11 @@ away for a while, since closing at once would take the answer from a client that
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from functools import lru_cache
+from itertools import count
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -24,13 +26,17 @@ import numpy as np
 
 from whet.errors import InvalidArgument
 from whet.server.errors import PayloadTooLarge, ShuttingDown
+from whet.server.http.delivery import is_gone, taken
 from whet.server.http.exchange import GONE, ONLY_JSON, Exchange, Header
 from whet.server.http.failures import BodyTimeout, HeadersTooLarge, RequestTimeout, failure
 from whet.server.http.port import Port, status_line
 
+LOGGER = logging.getLogger("whet.server.http")
+
 HEADER_BYTES = 64 << 10
 """The most that the headers of a request take, names and values."""
 HEADER_COUNT = 100
+"""The most headers of different names, and the most of a name that came before."""
 
 IN_PLACE = 16 << 10
 """Bytes of a body that are still to come from which they are received where they stay."""
@@ -41,13 +47,16 @@ FRAME_BYTES, FRAMES_PER_BYTE = 16 << 10, 8
 SHORT = 256
 """Bytes of an address up to which what it means is remembered."""
 
-AHEAD = 32
-"""Requests of one connection that are answered before others have their turn."""
+AHEAD_NS = 2_000_000
+"""How long requests that one client sent ahead are answered before others have their turn."""
 
 LINGER_S = 2.0
 """How long what comes after the last answer is thrown away."""
 STALL_S = 60.0
 """How long a client may take nothing of its answer."""
+
+BARREN_BYTES = 64 << 10
+"""What may come of a body in chunks without any of its content: trailers, and extensions of chunks."""
 
 _SMALL_ANSWER = 32 << 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -65,19 +74,23 @@ _NAMES = {
     for spelled in (name, name.title())
 }  # fmt: skip
 _JOINED_BY = {"cookie": "; "}
+_SERIALS = count(1)
 
 
 class Connection(asyncio.BufferedProtocol):
     """A client's connection to a port."""
 
     __slots__ = (
-        "_bad", "_body", "_chunks", "_exchange", "_head_bytes", "_headers", "_in_head", "_is_paused", "_is_running",
-        "_left", "_next", "_over", "_parser", "_port", "_queue", "_since", "_size", "_stalled", "_transport", "_url",
-        "_wire", "_writes_wait",
+        "_again", "_bad", "_barren", "_body", "_chunks", "_exchange", "_grown", "_head_bytes", "_headers", "_in_head",
+        "_is_paused", "_is_running", "_left", "_next", "_over", "_owes_continue", "_parser", "_port", "_queue",
+        "_repeated", "_repeated_in", "_since", "_size", "_taken", "_transport", "_url", "_wire", "_writes_wait",
+        "serial",
     )  # fmt: skip
 
     def __init__(self, port: Port) -> None:
         self._port = port
+        self.serial = next(_SERIALS)
+        """Which connection this is, among all of the process."""
         self._transport: Any = None
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()
@@ -97,14 +110,24 @@ class Connection(asyncio.BufferedProtocol):
         """Bytes that came since the read that the head or body began in."""
         self._body: memoryview | None = None
         """Where a long body is received, `_size` bytes of it so far."""
+        self._barren = self._grown = 0
+        """Bytes of chunks that came without content, since the body had `_grown` bytes."""
+        self._again = b""
+        """A head that asked for another protocol, without that: it is read again."""
+        self._repeated = 0
+        self._repeated_in: dict[str, str] | None = None
+        """How many headers came again, in these."""
+        self._owes_continue = False
+        """Whether a client that wants to be told may wait for 100 Continue."""
         self._since = port.now
         self._over = False
-        self._bad: Exception | None = None
+        self._bad: tuple[Exception, Exchange | None] | None = None
         """Why nothing more is read, until it is told."""
         self._is_running = False
         self._is_paused = False
         self._writes_wait = False
-        self._stalled = -1
+        self._taken = -1
+        """What the client had taken of its answers when that was looked at last."""
 
     # What the transport calls.
 
@@ -130,14 +153,21 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # Nothing is upgraded: the request was read as any other, what follows it is the next one.
+                # Nothing is upgraded: the head is read again without its wish, and what follows it is its body.
                 data = data[upgrade.args[0] :]
+                if self._again:
+                    data = memoryview(self._again + data.tobytes())
+                    self._again = b""
                 self._parser = httptools.HttpRequestParser(self)
                 if data and not self._is_ended:
                     continue
             except httptools.HttpParserError as error:
                 if not self._is_ended:
-                    self._refuse(InvalidArgument("the request is not HTTP/1.1", found=_told(error)))
+                    ours = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+                    if isinstance(ours, Exception):
+                        self._refuse(ours)
+                    else:
+                        self._refuse(InvalidArgument("the request is not HTTP/1.1", found=_told(error)))
             break
         if self._queue:
             self._run()
@@ -148,23 +178,33 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(_too_much_head(self._wire))
         elif self._next is not None:
             if self._left is None:
-                if self._wire - self._size > FRAME_BYTES + FRAMES_PER_BYTE * self._size:
-                    self._refuse(InvalidArgument("the chunks of the body hold too little", found=f"{self._size} bytes"))
+                if self._size != self._grown:
+                    self._grown = self._size
+                    self._barren = 0
+                else:
+                    self._barren += nbytes
+                frames = self._wire - self._size
+                if frames > FRAME_BYTES + FRAMES_PER_BYTE * self._size or self._barren > BARREN_BYTES:
+                    found = f"{self._size} bytes in {self._wire}"
+                    self._refuse(InvalidArgument("the chunks of the body hold too little", found=found), self._next)
             elif self._left - self._size >= IN_PLACE:
                 self._receive_in_place(self._left)
 
     def eof_received(self) -> bool:
-        """The client sends nothing more, most often because it is gone."""
-        if self._exchange is not None:
-            self._exchange.keep_alive = False
-            if self._exchange.ends_with_client:
-                self._transport.abort()
-            # TLS has no half of a connection that stays.
-            return self._transport.get_extra_info("sslcontext") is None
+        """The client sends nothing more, most often because it is gone; else it has its answers first."""
         if self._next is not None and not self._is_ended:
             found = "the body is shorter than its Content-Length" if self._left is not None else "the body has no end"
-            self._refuse(InvalidArgument(found))
-        return False
+            self._refuse(InvalidArgument(found), self._next)
+        running = self._exchange
+        last = self._queue[-1] if self._queue else running
+        if last is None:
+            return False
+        if self._bad is None:
+            last.keep_alive = False
+        if running is not None and running.ends_with_client:
+            self._transport.abort()
+        # TLS has no half of a connection that stays.
+        return self._transport.get_extra_info("sslcontext") is None
 
     def connection_lost(self, error: Exception | None) -> None:
         self._port.connections.discard(self)
@@ -177,7 +217,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._writes_wait = True
-        self._stalled = -1
 
     def resume_writing(self) -> None:
         self._writes_wait = False
@@ -205,6 +244,11 @@ class Connection(asyncio.BufferedProtocol):
         if key in headers:
             if key == "host":
                 self._refuse(InvalidArgument("the request has more than one Host", found=f"{headers[key]}, {text}"))
+            if self._repeated_in is not headers:
+                self._repeated_in, self._repeated = headers, 0
+            self._repeated += 1
+            if self._repeated > HEADER_COUNT:
+                return  # refused when all are there; to join them takes longer with each
             text = headers[key] + _JOINED_BY.get(key, ", ") + text
         headers[key] = text
 
@@ -213,11 +257,16 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_ended:
             return
         headers, parser, url = self._headers, self._parser, self._url
-        if self._head_bytes + len(url) > HEADER_BYTES or len(headers) > HEADER_COUNT:
-            self._refuse(_too_much_head(self._head_bytes + len(url), len(headers)))
+        repeated = self._repeated if self._repeated_in is headers else 0
+        if self._head_bytes + len(url) > HEADER_BYTES or len(headers) > HEADER_COUNT or repeated > HEADER_COUNT:
+            self._refuse(_too_much_head(self._head_bytes + len(url), max(len(headers), repeated)))
+            return
+        method, keep_alive = parser.get_method(), parser.should_keep_alive()
+        if "upgrade" in headers and method != b"CONNECT" and parser.should_upgrade():
+            # The parser would take the body for the other protocol.
+            self._again = _without_upgrade(method, url, parser.get_http_version(), headers)
             return
         path, authority = _target(url) if len(url) <= SHORT else _target.__wrapped__(url)
-        method, keep_alive = parser.get_method(), parser.should_keep_alive()
         exchange = self._next = Exchange(
             self, _METHODS.get(method) or method.decode("latin-1"), path, authority, headers, keep_alive,
             time.monotonic_ns(),
@@ -232,16 +281,27 @@ class Connection(asyncio.BufferedProtocol):
                 return
         else:
             self._left = None
-            if "transfer-encoding" in headers and parser.get_http_version() != "1.1":
-                self._refuse(InvalidArgument("HTTP/1.0 has no Transfer-Encoding"), exchange)
+            if "transfer-encoding" in headers:
+                self._barren = self._grown = 0
+                coding = headers["transfer-encoding"].strip().lower()
+                if parser.get_http_version() != "1.1" or coding != "chunked":
+                    self._refuse(InvalidArgument("the Transfer-Encoding is not read here", found=coding,
+                                                 expected="chunked, in HTTP/1.1"), exchange)  # fmt: skip
+                    return
+        # Only 1.1 keeps a connection without being asked to.
+        if not keep_alive or "connection" in headers:
+            version = parser.get_http_version()
+            if version not in ("1.0", "1.1"):
+                self._refuse(InvalidArgument("the request is not HTTP/1.1", found=f"HTTP/{version}"), exchange)
                 return
-        if not exchange.keep_alive and parser.get_http_version() not in ("1.0", "1.1"):
-            self._refuse(InvalidArgument("the request is not HTTP/1.1", found=f"HTTP/{parser.get_http_version()}"))
-            return
+        if method == b"CONNECT":
+            exchange.keep_alive = False  # what follows is not for us
         expects = headers.get("expect")
-        # A client that waits for this has sent nothing ahead, and one that does not wait needs it not.
-        if expects is not None and expects.lower() == "100-continue" and self._exchange is None and not self._queue:
-            self._transport.write(_CONTINUE)
+        if expects is not None and expects.lower() == "100-continue" and parser.get_http_version() == "1.1":
+            # Where others are answered first, they have sent nothing of it, or do not wait.
+            self._owes_continue = self._exchange is not None or bool(self._queue)
+            if not self._owes_continue:
+                self._transport.write(_CONTINUE)
 
     def on_body(self, content: bytes) -> None:
         if self._is_ended:
@@ -294,17 +354,25 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._is_running = True
         queue = self._queue
-        turns = AHEAD
+        end = 0
         while queue and self._exchange is None and not self._writes_wait and not self._over:
-            if not turns:
-                asyncio.get_running_loop().call_soon(self._run)
+            self._exchange = exchange = queue.popleft()
+            try:
+                self._port.handle(exchange)
+            except Exception as error:
+                LOGGER.error("a request has no answer", exc_info=error)
+                self._transport.abort()
                 break
-            turns -= 1
-            self._exchange = queue.popleft()
-            self._port.handle(self._exchange)
+            if queue:
+                now = time.monotonic_ns()
+                if not end:
+                    end = now + AHEAD_NS
+                elif now > end:
+                    asyncio.get_running_loop().call_soon(self._run)
+                    break
         self._is_running = False
         if self._bad is not None and not queue and self._exchange is None:
-            self._refuse(self._bad)
+            self._refuse(*self._bad)
         if bool(queue) is not self._is_paused and not self._over:
             self._is_paused = not self._is_paused
             if self._is_paused:
@@ -322,11 +390,21 @@ class Connection(asyncio.BufferedProtocol):
         keep = exchange.keep_alive and not close and not self._port.closing
         self._write(status, headers, content, keep, exchange)
         if not keep:
-            self._over = True
-            self._queue.clear()
-            self._transport.close()
+            if self._queue or self._next is not None or self._is_ended or self._in_head:
+                self._linger()  # to close with something unread would take this answer from the client
+            else:
+                self._over = True
+                self._transport.close()
         elif self._queue or self._bad is not None:
             self._run()
+        elif self._owes_continue:
+            self._owes_continue = False
+            if self._next is not None and not self._size and "expect" in self._next.headers:
+                self._transport.write(_CONTINUE)
+
+    def awaits(self, exchange: Exchange) -> bool:
+        """Whether this is what is being answered."""
+        return exchange is self._exchange
 
     def _write(
         self, status: int, headers: tuple[Header, ...], content: bytes, keep: bool, exchange: Exchange | None
@@ -358,11 +436,17 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._next = self._body = None
         if self._exchange is not None or self._queue:
-            self._bad = error
+            self._bad = error, exchange
             return
-        self._over = True
         status, headers, content = failure(error, "a request")
         self._write(status, headers, content, False, exchange)
+        self._linger()
+
+    def _linger(self) -> None:
+        """The last answer is written: throw away what still comes, until the client has seen that."""
+        self._over = True
+        self._next = self._body = None
+        self._queue.clear()
         self._since = self._port.now
         if self._is_paused:
             self._is_paused = False
@@ -386,17 +470,19 @@ class Connection(asyncio.BufferedProtocol):
     def check(self, now: float) -> None:
         """Look whether the client took too long for what it does; the port asks a few times a second."""
         port, took = self._port, now - self._since
-        if self._over:
-            if took > LINGER_S and not self._writes_wait:
-                self._transport.abort()
-        elif self._writes_wait:
-            left = self._transport.get_write_buffer_size()
-            if left != self._stalled:
-                self._stalled, self._since = left, now
+        if self._over or self._writes_wait:
+            has = taken(self._transport)
+            if has is None:
+                if self._over and took > LINGER_S:
+                    self._transport.abort()
+            elif has != self._taken:
+                self._taken, self._since = has, now
             elif took > STALL_S:
                 self._transport.abort()
         elif self._exchange is not None:
-            pass
+            # Nothing is read while others wait behind it, the end of the connection neither.
+            if self._is_paused and self._exchange.ends_with_client and is_gone(self._transport):
+                self._transport.abort()
         elif self._next is not None:
             if took > port.body_s:
                 self._refuse(BodyTimeout("the body did not arrive in time"), self._next)
@@ -404,7 +490,11 @@ class Connection(asyncio.BufferedProtocol):
             if took > port.head_s:
                 self._refuse(RequestTimeout("the headers did not arrive in time"))
         elif took > port.idle_s:
-            self.close_idle()
+            has = taken(self._transport)
+            if has is None or has == self._taken:
+                self.close_idle()
+            else:
+                self._taken, self._since = has, now
 
     def close_idle(self) -> None:
         """Close, unless something is being read or answered."""
@@ -437,6 +527,12 @@ def _target(url: bytes) -> tuple[str, str | None]:
             authority, url = url, b""  # CONNECT
     path = unquote_to_bytes(url.partition(b"?")[0]).decode("utf-8", "replace")
     return path, None if authority is None else authority.decode("latin-1")
+
+
+def _without_upgrade(method: bytes, url: bytes, version: str, headers: dict[str, str]) -> bytes:
+    """A head that asks for no other protocol."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items() if name != "upgrade"])
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version.encode(), lines.encode("latin-1"))
 
 
 def _told(error: Exception) -> str:

@@ -17,11 +17,15 @@ OVERDUE = "overdue"
 
 
 class Answers(Protocol):
-    """Where answers go."""
+    """Where answers go. `serial`: the number of the connection."""
+
+    serial: int
 
     def respond(
         self, exchange: Exchange, status: int, headers: tuple[Header, ...], content: bytes, close: bool
     ) -> None: ...
+
+    def awaits(self, exchange: Exchange) -> bool: ...
 
 
 class Exchange:
@@ -55,9 +59,14 @@ class Exchange:
         self.ended = ""
 
     @property
-    def source(self) -> object:
+    def source(self) -> int:
         """The same for the requests of one connection."""
-        return self._answers
+        return self._answers.serial
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a client waits for the answer."""
+        return self._answers.awaits(self)
 
     def respond(
         self, status: int, headers: tuple[Header, ...] = ONLY_JSON, content: bytes = b"", close: bool = False

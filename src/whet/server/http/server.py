@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -22,8 +24,16 @@ HEADER_S = 20.0
 IDLE_S = 75.0
 """How long a connection may wait for its next request."""
 
+SHUTDOWN_S = 3600.0
+"""A TLS connection that is closed has this time for the rest of its answer; who takes nothing is cut off before."""
+
+GONE_AFTER_S, GONE_PROBES = 60, 5
+"""A client that is silent for so long is asked whether it is there, so many times at 15 s from each other."""
+
 BACKLOG = 4096
 TICK_S = 0.1
+
+LOGGER = logging.getLogger("whet.server.http")
 
 
 class HttpServer:
@@ -49,13 +59,26 @@ class HttpServer:
         """Listen. Raises EPFail where another program took the port meanwhile."""
         loop = asyncio.get_running_loop()
         self._beat()
-        try:
-            self._server = await loop.create_server(
-                lambda: Connection(self._port), self._host, self.port, backlog=BACKLOG, ssl=self._tls,
-                ssl_handshake_timeout=HEADER_S if self._tls is not None else None,
+        handshake_s, shutdown_s = (None, None) if self._tls is None else (HEADER_S, SHUTDOWN_S)
+
+        async def listen(family: int) -> asyncio.Server:
+            return await loop.create_server(
+                lambda: Connection(self._port), self._host, self.port, family=family, backlog=BACKLOG, ssl=self._tls,
+                ssl_handshake_timeout=handshake_s, ssl_shutdown_timeout=shutdown_s,
             )  # fmt: skip
+
+        try:
+            try:
+                self._server = await listen(socket.AF_UNSPEC)
+            except OSError as error:
+                # localhost is an address of IPv6 too, also where the machine has none.
+                if error.errno != errno.EADDRNOTAVAIL or ":" in self._host:
+                    raise
+                self._server = await listen(socket.AF_INET)
         except OSError as error:
             raise _not_opened(self._host, self.port, error) from error
+        for listening in self._server.sockets:
+            _notice_gone(listening)
 
     @property
     def closing(self) -> bool:
@@ -103,25 +126,38 @@ class HttpServer:
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(TICK_S, self._beat)
         port = self._port
         port.now = loop.time()
         port.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
         for connection in tuple(port.connections):
-            connection.check(port.now)
-        self._timer = loop.call_later(TICK_S, self._beat)
+            try:
+                connection.check(port.now)
+            except Exception as error:  # times must go on for the others
+                LOGGER.error("a connection is cut off", exc_info=error)
+                connection.abort()
 
 
 def check_port(host: str, port: int) -> None:
     """Raise EPFail where `host` and `port` cannot be listened on: before anything else of a server is made."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except socket.gaierror as error:
-            raise InvalidArgument("the host is no address of this machine", found=host, hint=str(error)) from error
-        except OSError as error:
-            raise _not_opened(host, port, error) from error
+    except (socket.gaierror, UnicodeError) as error:
+        raise InvalidArgument("the host is no address of this machine", found=host, hint=str(error)) from error
+    except OSError as error:
+        raise _not_opened(host, port, error) from error
+
+
+def _notice_gone(listening: socket.socket) -> None:
+    """Let the kernel ask clients of this port that are silent for long whether they are still there."""
+    with contextlib.suppress(OSError, AttributeError):  # what a system does not have
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_AFTER_S)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, GONE_PROBES)
 
 
 def _not_opened(host: str, port: int, error: OSError) -> EPFail:

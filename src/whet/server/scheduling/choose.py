@@ -18,6 +18,7 @@ from whet.server.scheduling.scheduler import OnBatch, Scheduler
 from whet.server.scheduling.sequence import SequenceScheduler, batching_of
 from whet.server.scheduling.sequence_inputs import SequenceInputs
 from whet.server.scheduling.session_runner import SessionRunner
+from whet.server.scheduling.steady import why_unsteady
 from whet.session.inference_session import InferenceSession
 
 
@@ -58,10 +59,9 @@ def make_scheduling(
         if resolve is None:
             raise InvalidArgument("an ensemble needs to find its models", file=config.name)
         return Scheduling(EnsembleScheduler(config, resolve, on_batch))
-    # What a loop does may depend on the values that it is given: it may end soon a thousand times, and then never.
-    has_loops = any(node.op_type == "Loop" for node in session.optimized_model.graph.all_nodes())
+    is_steady = why_unsteady(session.optimized_model.graph) is None
     instances = Instances(
-        SessionRunner(session), config.instances, asyncio.get_running_loop(), config.name, may_run_here=not has_loops
+        SessionRunner(session), config.instances, asyncio.get_running_loop(), config.name, may_run_here=is_steady
     )
     limit = config.rate_limit
     sequence = config.sequence_batching

@@ -24,29 +24,24 @@ SHAPES = 64
 
 
 class Solo:
-    """Whether one client asks. `asked` is called for each request, with the connection that it came from."""
+    """Whether one client asks. `asked` is called for each request, with the number of its connection."""
 
     __slots__ = ("_source", "_streak", "in_flight")
 
     def __init__(self) -> None:
-        self._source: object = None
+        self._source: int | None = None
         self._streak = 0
         self.in_flight = 0
         """Requests that are being answered by threads."""
 
-    def asked(self, source: object) -> bool:
+    def asked(self, source: int | None) -> bool:
         """Note a request; whether its client is the only one. `source` None: nobody knows where it came from."""
-        if source is not None and source is self._source:
+        if source is not None and source == self._source:
             self._streak += 1
             return self._streak > STREAK and not self.in_flight
         self._source = source
         self._streak = 0
         return False
-
-    def left(self, source: object) -> None:
-        """Forget a connection that is gone."""
-        if source is self._source:
-            self._source = None
 
 
 class ShortRuns:
