@@ -314,9 +314,9 @@ def test_shapes_seen_are_run_again_before_a_reload_is_ready(tmp_path: Path, monk
                 await ask(plane, "m", rows(3, width))
             warmed: list[set[tuple[int, ...]]] = []
 
-            def watch(session: Any, config: Any, folder: Path, seen: Any = ()) -> int:
+            def watch(session: Any, config: Any, folder: Path, seen: Any, *rest: Any) -> int:
                 warmed.append({shapes[0][1] for shapes in seen})
-                return warm_up(session, config, folder, seen)
+                return warm_up(session, config, folder, seen, *rest)
 
             monkeypatch.setattr("whet.server.repository.loader.warm_up", watch)
             await repository.load("m")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.server.grpc_models import make_repository
 from tests.server.repository_models import BROKEN, ask, rows, running, scale_bytes, states, write_model
 from tests.server.running import RunningServer, free_port
 from whet.errors import WhetError
@@ -219,6 +220,37 @@ def test_a_load_that_a_stop_ends_is_told_so(tmp_path: Path, monkeypatch: pytest.
                 assert "LOADING" not in states(repository).values()
             finally:
                 release.set()
+
+    asyncio.run(scenario())
+
+
+ENDLESS = """
+model_warmup [{ name: "w" inputs { key: "steps" value {
+  data_type: TYPE_INT64 dims: [1] input_data_file: "steps" } } }]
+"""
+
+
+def test_a_warm_up_that_does_not_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread would keep the process from ending."""
+    begun = threading.Event()
+
+    def watch(*arguments: Any) -> int:
+        begun.set()
+        return warm_up(*arguments)
+
+    async def scenario() -> None:
+        content = (make_repository(tmp_path / "models", ("slow",)) / "slow.onnx").read_bytes()
+        write_model(tmp_path / "held" / "slow", content, config=ENDLESS)
+        (tmp_path / "held" / "slow" / "warmup").mkdir()
+        (tmp_path / "held" / "slow" / "warmup" / "steps").write_bytes(np.int64(10**15).tobytes())
+        async with running(tmp_path / "held", load_models=(), control_mode="explicit") as (_, repository):
+            monkeypatch.setattr("whet.server.repository.loader.warm_up", watch)
+            loading = asyncio.create_task(repository.load("slow"))
+            assert await asyncio.to_thread(begun.wait, 60)
+            await repository.stop_loading()
+            with pytest.raises(ShuttingDown):
+                await loading
+            await asyncio.wait_for(asyncio.to_thread(repository._loader._threads.shutdown, wait=True), 60)
 
     asyncio.run(scenario())
 

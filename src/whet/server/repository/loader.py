@@ -26,7 +26,7 @@ from whet.server.scheduling.choose import Shared
 from whet.server.scheduling.ensemble_plan import Member
 from whet.server.scheduling.rate_limit import RateLimiter, read_resources
 from whet.session.inference_session import InferenceSession
-from whet.session.options import SessionOptions
+from whet.session.options import RunOptions, SessionOptions
 
 T = TypeVar("T")
 
@@ -46,14 +46,20 @@ class Loader:
         # Threads of their own: what a load frees stays with its thread's allocator, so there should be few of them.
         self._threads = ThreadPoolExecutor(at_once, "whet-load")
         self._prober = Prober()
+        self._warm_ups = RunOptions()
 
     @property
     def cache(self) -> ResponseCache | None:
         """The response cache of all models, where the server has one."""
         return self._shared.cache
 
+    def stop(self) -> None:
+        """Stop the runs of warm-ups, now and from now on: the process cannot end while a thread makes them."""
+        self._warm_ups.terminate = True
+
     async def close(self) -> None:
         """Make no more models."""
+        self.stop()
         await self._prober.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -84,7 +90,7 @@ class Loader:
         completed = complete(
             config, source.name, session.get_inputs(), session.get_outputs(), self._options.max_batch_rows
         )
-        await self._in_thread(warm_up, session, completed, source.folder, tuple(seen))
+        await self._in_thread(warm_up, session, completed, source.folder, tuple(seen), self._warm_ups)
         return ServedModel(completed, str(version), session, self._shared)
 
     async def _ensemble(self, config: ModelConfig, version: int) -> ServedModel:

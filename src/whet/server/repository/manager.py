@@ -188,6 +188,7 @@ class Repository:
         What is served goes on.
         """
         self._closed = True
+        self._loader.stop()
         tasks = [*self._tasks, *([self._following] if self._following else [])]
         for task in tasks:
             task.cancel()

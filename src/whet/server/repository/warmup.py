@@ -18,6 +18,7 @@ from whet.server.request import Array
 from whet.server.tensor_bytes import from_bytes
 from whet.session.feeds import NodeArg
 from whet.session.inference_session import InferenceSession
+from whet.session.options import RunOptions
 
 FOLDER = "warmup"
 """Where the files of warm-up data lie, in the model's folder."""
@@ -28,22 +29,25 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """A run's inputs with their shapes."""
 
 
-def warm_up(session: InferenceSession, config: ModelConfig, folder: Path, seen: Iterable[Shapes] = ()) -> int:
+def warm_up(
+    session: InferenceSession, config: ModelConfig, folder: Path, seen: Iterable[Shapes] = (),
+    options: RunOptions | None = None,
+) -> int:  # fmt: skip
     """Make the runs of the configuration, and one for each of the shapes seen; returns how many there were.
 
-    Raises what a run of the configuration raises, with the warm-up named. Shapes that the model takes no more are left
-    out.
+    `options` are those of the runs, by which they may be stopped. Raises what a run of the configuration raises, with
+    the warm-up named. Shapes that the model takes no more are left out.
     """
     runs = 0
     for warmup in config.warmups:
         feed = warmup_feed(config, warmup, session.get_inputs(), folder)
         for _ in range(warmup.count):
-            session.run(None, feed)
+            session.run(None, feed, options)
             runs += 1
     for shapes in seen:
         again = _feed_of(shapes, session.get_inputs())
         if again is not None:
-            session.run(None, again)
+            session.run(None, again, options)
             runs += 1
     return runs
 
