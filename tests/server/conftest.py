@@ -17,7 +17,7 @@ BODY_BYTES = 1 << 20
 @pytest.fixture(scope="session")
 def grpc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OptionsServer]:
     """Serves `make_repository`; administrative calls are on a port of their own. Tests leave it as they found it."""
-    pytest.importorskip("granian")
+    pytest.importorskip("httptools")
     pytest.importorskip("tritonclient.grpc")
     from tests.server.grpc_models import make_repository
     from tests.server.options_server import LOADABLE, OptionsServer

@@ -13,7 +13,7 @@ import pytest
 
 from tests.server.grpc_models import make_repository
 from tests.server.http_requests import ask
-from tests.server.options_server import OptionsServer
+from tests.server.options_server import LOADABLE, OptionsServer
 from tests.server.running import free_port
 from whet.server.http.routes import ROUTES
 
@@ -28,7 +28,7 @@ LOADS = ("post_v2_repository_models_model_load", "post_v2_repository_models_mode
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = make_repository(tmp_path_factory.mktemp("openapi") / "models")
     found = free_port()
-    with OptionsServer(folder, http_port=found, admin_on_main_port=True, strict_readiness=False) as running:
+    with OptionsServer(folder, http_port=found, admin_on_main_port=True, strict_readiness=False, **LOADABLE) as running:
         yield found
         assert "Traceback" not in running.log
 

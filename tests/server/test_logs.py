@@ -16,7 +16,7 @@ import pytest
 from tests.server.running import RunningServer
 from tests.server.test_thin_path import save_scale_model
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 tritonclient_http = pytest.importorskip("tritonclient.http")
 
 from whet.errors import EPFail, InvalidArgument  # noqa: E402

@@ -17,7 +17,7 @@ import pytest
 from tests.server.running import RunningServer
 from tests.server.test_thin_path import save_scale_model
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 tritonclient_http = pytest.importorskip("tritonclient.http")
 openmetrics = pytest.importorskip("prometheus_client.openmetrics.parser")
 prometheus = pytest.importorskip("prometheus_client.parser")

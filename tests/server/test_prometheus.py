@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 yaml = pytest.importorskip("yaml")
 triton = pytest.importorskip("tritonclient.http")
 

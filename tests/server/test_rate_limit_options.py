@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 
 from tests.server.grpc_models import save_scale
 from whet.errors import InvalidArgument

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 pytest.importorskip("tritonclient.grpc")
 pytest.importorskip("tritonclient.http")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 pytest.importorskip("grpc")
 
 from tests.server.repository_models import BROKEN

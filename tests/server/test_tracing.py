@@ -14,7 +14,7 @@ import pytest
 from tests.server.running import RunningServer
 from tests.server.test_thin_path import save_scale_model
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 pytest.importorskip("opentelemetry.sdk")
 tritonclient_http = pytest.importorskip("tritonclient.http")
 tritonclient_grpc = pytest.importorskip("tritonclient.grpc")

@@ -18,7 +18,7 @@ import pytest
 from tests.server.repository_models import BROKEN, ENSEMBLE, scale_bytes, write_model
 from tests.server.running import RunningServer, free_port
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 http = pytest.importorskip("tritonclient.http")
 
 from whet.server.access import Access  # noqa: E402

@@ -17,7 +17,7 @@ from tests.server.repository_models import scale_bytes, write_model
 from tests.server.running import RunningServer, free_port
 from tests.server.web_models import EVIL, EVIL_INPUT, EVIL_LABEL, LABELS, MANY, write_repository
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 http = pytest.importorskip("tritonclient.http")
 dtypes = pytest.importorskip("ml_dtypes")
 parser = pytest.importorskip("prometheus_client.parser")
