@@ -314,6 +314,10 @@ def serve(
     repository: Annotated[
         Path, typer.Argument(help="A model, a folder of models, or a repository as Triton has it.", show_default=False)
     ],
+    model_name: Annotated[
+        str | None,
+        typer.Option(help="What the only model there is called.", show_default="as its file or folder"),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="HTTP port; -1 for none.", min=-1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(help="gRPC port; -1 for none.", min=-1, max=65535)] = 8001,
@@ -387,8 +391,8 @@ def serve(
 ) -> None:
     """Serve models over HTTP and gRPC (KServe v2, as Triton Inference Server speaks it)."""
     serve_verb.serve(
-        repository, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port,
-        admin_port=admin_port, admin_grpc_port=admin_grpc_port, admin_token=admin_token,
+        repository, model_name=model_name, host=host, http_port=http_port, grpc_port=grpc_port,
+        metrics_port=metrics_port, admin_port=admin_port, admin_grpc_port=admin_grpc_port, admin_token=admin_token,
         admin_on_main_port=admin_on_main_port, allowed_hosts=tuple(allowed_host or ()),
         body_bytes=body_bytes, body_s=body_s, drain_s=drain_s, drain_delay_s=drain_delay_s,
         tls_certificate=tls_certificate, tls_key=tls_key, tls_client_ca=tls_client_ca,

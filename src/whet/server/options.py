@@ -8,13 +8,15 @@ from typing import Literal
 
 from whet.errors import InvalidArgument
 from whet.server.model_config import DEFAULT_MAX_BATCH_ROWS
+from whet.server.repository.layout import is_name
 
 ControlMode = Literal["none", "poll", "explicit"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """`repository`: a model, a folder of models, or folders as Triton has them. A port of None is not opened.
+    """`repository`: a model, a folder of models, or folders as Triton has them. `model_name`: what its only model is
+    called, whatever its file, folder or configuration say; several are refused. A port of None is not opened.
 
     `control_mode`: `none` loads everything at start, `poll` follows changes on disk, `explicit` loads what
     `load_models` names and what is asked for. `admin_port` opens the administrative calls there, for who has
@@ -33,6 +35,7 @@ class ServerOptions:
     """
 
     repository: Path
+    model_name: str | None = None
     host: str = "127.0.0.1"
     http_port: int | None = 8000
     grpc_port: int | None = 8001
@@ -78,6 +81,11 @@ class ServerOptions:
                 raise InvalidArgument(
                     "an admin port needs a token", value=flag, hint="Give --admin-token, or WHET_ADMIN_TOKEN."
                 )
+        if self.model_name is not None and not is_name(self.model_name):
+            raise InvalidArgument(
+                "a model cannot be called so", value="--model-name", found=self.model_name,
+                expected="a name without slashes that does not begin with a dot",
+            )  # fmt: skip
         if self.load_models and self.control_mode != "explicit":
             raise InvalidArgument(
                 "models are named for a server that loads all of them", value="--load-model", found=self.control_mode,

@@ -60,7 +60,7 @@ class Repository:
         self._options = options
         self._loader = Loader(plane, options, core_budget())
         self._states = States()
-        self._names = Names(options.repository)
+        self._names = Names(options.repository, options.model_name)
         self._loaded: dict[str, Loaded] = {}
         # Stamps of files that are not to be tried again by themselves: their load failed.
         self._settled: dict[str, object] = {}
@@ -115,16 +115,17 @@ class Repository:
 
     def scan(self) -> dict[str, ModelSource]:
         """The models that lie in the repository now."""
-        return scan(self._options.repository)
+        return scan(self._options.repository, model_name=self._options.model_name)
 
     async def _find(self, name: str) -> ModelSource | None:
         """The model of this name as it lies in the repository now."""
-        return (await asyncio.to_thread(scan, self._options.repository, name)).get(name)
+        return (await asyncio.to_thread(scan, self._options.repository, name, self._options.model_name)).get(name)
 
     async def start(self) -> list[WhetError]:
         """Load what is to be served from the start, and follow changes from then on where the control mode is `poll`.
 
-        Returns the errors of the models that cannot be served. Raises NoSuchFile for a repository that is not there.
+        Returns the errors of the models that cannot be served. Raises NoSuchFile for a repository that is not there,
+        InvalidArgument for one of several models where a name is given for one.
         """
         sources = await asyncio.to_thread(self.scan)
         names = list(sources)
@@ -478,7 +479,10 @@ class Repository:
             return to_model_config(parse_config_json(config_json, where), source.name, source.folder, where)
         if source.config is None:
             return None
-        return to_model_config(read_config(source.config), source.name, source.folder, str(source.config))
+        message, where = read_config(source.config), str(source.config)
+        if source.is_renamed:
+            message.name = source.name
+        return to_model_config(message, source.name, source.folder, where)
 
     async def _retire(self, model: ServedModel | None) -> None:
         if model is not None:
