@@ -16,7 +16,7 @@ import pytest
 from tests.server.running import RunningServer
 from tests.server.test_thin_path import save_scale_model
 
-pytest.importorskip("granian")
+pytest.importorskip("httptools")
 yaml = pytest.importorskip("yaml")
 tritonclient_http = pytest.importorskip("tritonclient.http")
 
@@ -169,10 +169,12 @@ def test_flags_exist() -> None:
     (compose,) = documents("docker-compose.yml")
     given = {"compose": compose["services"]["whet"]["command"], **{n: c["args"] for n, c in containers().items()}}
     dockerfile = (DEPLOY / "Dockerfile").read_text()
+    predictor = only("kserve/inferenceservice.yaml", "InferenceService")["spec"]["predictor"]
+    given["inferenceservice"] = predictor["model"]["args"]
     given["dockerfile"] = json.loads(re.search(r"^ENTRYPOINT (\[.*\])$", dockerfile, re.MULTILINE)[1])  # type: ignore[index]
     for place, arguments in given.items():
         assert all(type(a) is str for a in arguments), place
-        assert {a for a in arguments if a.startswith("--")} <= flags, place
+        assert {a.partition("=")[0] for a in arguments if a.startswith("--")} <= flags, place
     readme = set(re.findall(r"`(--[a-z-]+)", (DEPLOY / "README.md").read_text()))
     assert readme <= flags
 
@@ -213,6 +215,9 @@ def test_kserve_finds_what_it_looks_for() -> None:
     assert model["runtime"] == runtime["metadata"]["name"]
     assert model["protocolVersion"] in spec["protocolVersions"]
     assert model["modelFormat"]["name"] in {f["name"] for f in spec["supportedModelFormats"]}
+    # Its arguments come after those of the runtime, which may be used for several models; it fills names into both.
+    assert model["args"] == ["--model-name={{.Name}}"]
+    assert not any("model-name" in argument for argument in container["args"])
     text = (DEPLOY / "kserve/inferenceservice.yaml").read_text()
     (port,) = yaml.safe_load(re.search(r"^ *# ports: (\[.*\])$", text, re.MULTILINE)[1])  # type: ignore[index]
     assert port == {"name": "h2c", "containerPort": int(given["--grpc-port"]), "protocol": "TCP"}
