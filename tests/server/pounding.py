@@ -152,11 +152,12 @@ def pound_stream(address: str, account: GrpcAccount, seed: int, stop: threading.
     answer = message("inference.ModelStreamInferResponse").FromString
     sent: queue.SimpleQueue[Rows] = queue.SimpleQueue()
     room = threading.Semaphore(ahead)
+    ended = threading.Event()
     count = 0
 
     def requests() -> Iterator[bytes]:
         nonlocal count
-        while room.acquire(timeout=ANSWER_S) and not stop.is_set():
+        while room.acquire(timeout=ANSWER_S) and not stop.is_set() and not ended.is_set():
             x = rng.integers(-999, 999, (1, 4)).astype(np.float32)
             sent.put(x)
             count += 1
@@ -178,6 +179,8 @@ def pound_stream(address: str, account: GrpcAccount, seed: int, stop: threading.
                 room.release()
         except grpc.RpcError as error:
             _note_end(account, error)
+        # The generator waits for room: it ends, and counts nothing more.
+        ended.set()
         room.release()
     account.answered += answered
     account.unanswered += count - answered

@@ -38,6 +38,8 @@ async def drain(
         server.closing = True
     await asyncio.sleep(options.drain_delay_s)
     end = loop.time() + options.drain_s
+    # Whoever waits for a load is told so: nothing will ask the model.
+    await repository.stop_loading()
 
     async def idle_out() -> None:
         await asyncio.gather(*(server.keep_out() for server in servers))
