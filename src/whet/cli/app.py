@@ -357,12 +357,11 @@ def serve(
         typer.Option(help="With explicit: a model to load at start (repeatable, * for all).", show_default=False),
     ] = None,
     poll_s: Annotated[float, typer.Option(help="Seconds between two looks at the disk.", min=0.1)] = 15.0,
-    strict_readiness: Annotated[
-        bool,
-        typer.Option(
-            "--strict-readiness/--no-strict-readiness", help="Ready only once every model of the start is served."
-        ),
-    ] = True,
+    # Not one option with two forms: the second one's column would cut off the names of the others in 80 columns.
+    no_strict_readiness: Annotated[
+        bool, typer.Option("--no-strict-readiness", help="Ready also while a model of the start is not served.")
+    ] = False,
+    strict_readiness: Annotated[bool, typer.Option("--strict-readiness", hidden=True)] = False,
     exit_on_error: Annotated[
         bool, typer.Option("--exit-on-error", help="End when a model cannot be served at start.")
     ] = False,
@@ -397,8 +396,8 @@ def serve(
         body_bytes=body_bytes, body_s=body_s, drain_s=drain_s, drain_delay_s=drain_delay_s,
         tls_certificate=tls_certificate, tls_key=tls_key, tls_client_ca=tls_client_ca,
         control_mode=control_mode, load_models=tuple(load_model or ()), poll_s=poll_s,
-        strict_readiness=strict_readiness, exit_on_error=exit_on_error, max_batch_rows=max_batch_rows,
-        threads=threads, cache_bytes=cache_bytes, rate_limit=rate_limit,
+        strict_readiness=strict_readiness or not no_strict_readiness, exit_on_error=exit_on_error,
+        max_batch_rows=max_batch_rows, threads=threads, cache_bytes=cache_bytes, rate_limit=rate_limit,
         rate_limit_resources=tuple(rate_limit_resource or ()), log_format=log_format, log_verbose=log_verbose,
         trace_endpoint=trace_endpoint, trace_rate=trace_rate,
     )  # fmt: skip
