@@ -83,4 +83,5 @@ class Exchange:
         """Cancel the task, where it is one that may be."""
         if self.task is not None and self.ends_with_client and not self.ended:
             self.ended = why
-            self.task.cancel()
+            # Not before its first step: a task that never began could tell nobody.
+            self.task.get_loop().call_soon(self.task.cancel)
