@@ -433,6 +433,21 @@ def test_more_connections_than_files(loop: str) -> None:
             server.kill()
 
 
+def test_a_server_may_open_what_the_system_allows() -> None:
+    resource = pytest.importorskip("resource")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(2048, hard if hard != resource.RLIM_INFINITY else 2048)
+    program = f"""
+import resource
+from whet.server.open_files import allow_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, {most}))
+allow_files()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(most)] * 2
+
+
 def test_silent_clients_are_asked_whether_they_are_there(run: Run) -> None:
     async def scenario() -> None:
         async with lab() as served:

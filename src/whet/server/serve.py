@@ -20,6 +20,7 @@ from whet.server.logs import fields
 from whet.server.malloc import keep_freed
 from whet.server.metrics.endpoint import MetricsApp
 from whet.server.observe import Observers
+from whet.server.open_files import allow_files
 from whet.server.options import ServerOptions
 from whet.server.repository.manager import Repository
 from whet.server.web.pages import WebPages
@@ -36,6 +37,7 @@ async def serve(options: ServerOptions) -> None:
     """
     options.check()
     keep_freed()
+    allow_files()
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
