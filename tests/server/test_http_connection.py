@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import subprocess
 import sys
@@ -71,6 +72,15 @@ class Wire:
 
     def can_write_eof(self) -> bool:
         return True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def get_extra_info(self, name: str) -> None:
+        return None
 
     @property
     def statuses(self) -> list[int]:
@@ -237,9 +247,26 @@ def test_head_has_the_length_and_not_the_body() -> None:
     head, _, rest = wire.written.partition(b"\r\n\r\n")
     assert b"content-length: 13" in head
     assert rest.startswith(b"HTTP/1.1 200 OK")
-    _, wire = fed(get("/now", "Content-Length: 99999999", method="HEAD"))
-    assert wire.statuses == [413]
-    assert wire.written.endswith(b"\r\n\r\n")
+    for before in (b"", get()):
+        _, wire = fed(before + get("/now", "Content-Length: 99999999", method="HEAD"))
+        assert wire.statuses[-1] == 413
+        assert wire.written.endswith(b"\r\n\r\n")
+
+
+def test_all_that_was_read_before_the_end_is_answered() -> None:
+    asked: list[Exchange] = []
+    connection, wire = Connection(Port(asked.append, BODY_BYTES, 1.0, 1.0, 1.0)), Wire()
+    connection.connection_made(wire)
+    sent = get("/a") + get("/b") + get("/c")
+    connection.get_buffer(-1)[: len(sent)] = sent
+    connection.buffer_updated(len(sent))
+    assert connection.eof_received() is True
+    for n in range(3):
+        assert len(asked) == n + 1
+        assert not wire.is_closed
+        asked[n].respond(200)
+    assert wire.statuses == [200] * 3
+    assert wire.is_closed
 
 
 def test_expectations() -> None:
@@ -403,15 +430,14 @@ async def main():
     print("ready", flush=True)
     await asyncio.sleep(1000)
 
-(uvloop if sys.argv[2] == "uvloop" else asyncio).run(main())
+uvloop.run(main())
 """
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_more_connections_than_files(loop: str) -> None:
+def test_more_connections_than_files() -> None:
     """Those that cannot be had are lost; when others go, it goes on."""
     port = free_port()
-    command = [sys.executable, "-c", FEW_FILES, str(port), loop]
+    command = [sys.executable, "-c", FEW_FILES, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         try:
             assert server.stdout is not None
@@ -431,6 +457,22 @@ def test_more_connections_than_files(loop: str) -> None:
             assert b" 200 " in answer
         finally:
             server.kill()
+
+
+def test_a_port_that_its_loop_gave_up_is_opened_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with lab() as served:
+            client = await served.connect()
+            served.server._server.close()
+            await served.until(lambda: "is open again" in caplog.text)
+            other = await served.connect()
+            for each in (client, other):
+                await each.send(get())
+                assert (await each.answer())[0] == 200
+        assert not served.server._server.sockets
+
+    with caplog.at_level(logging.WARNING, "whet.server.http"):
+        run(scenario())
 
 
 def test_a_server_may_open_what_the_system_allows() -> None:

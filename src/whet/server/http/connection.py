@@ -490,11 +490,7 @@ class Connection(asyncio.BufferedProtocol):
             if took > port.head_s:
                 self._refuse(RequestTimeout("the headers did not arrive in time"))
         elif took > port.idle_s:
-            has = taken(self._transport)
-            if has is None or has == self._taken:
-                self.close_idle()
-            else:
-                self._taken, self._since = has, now
+            self.close_idle()
 
     def close_idle(self) -> None:
         """Close, unless something is being read or answered."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -53,12 +54,22 @@ class HttpServer:
         self._host = host
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._listening: dict[int, int] = {}
+        """The files of the sockets that listen: which one is behind a number."""
+        self._reopening: asyncio.Task[None] | None = None
         self.port = port
 
     async def start(self) -> None:
         """Listen. Raises EPFail where another program took the port meanwhile."""
-        loop = asyncio.get_running_loop()
         self._beat()
+        try:
+            await self._listen()
+        except OSError as error:
+            self._still()
+            raise _not_opened(self._host, self.port, error) from error
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
         handshake_s, shutdown_s = (None, None) if self._tls is None else (HEADER_S, SHUTDOWN_S)
 
         async def listen(family: int) -> asyncio.Server:
@@ -68,17 +79,37 @@ class HttpServer:
             )  # fmt: skip
 
         try:
-            try:
-                self._server = await listen(socket.AF_UNSPEC)
-            except OSError as error:
-                # localhost is an address of IPv6 too, also where the machine has none.
-                if error.errno != errno.EADDRNOTAVAIL or ":" in self._host:
-                    raise
-                self._server = await listen(socket.AF_INET)
+            self._server = await listen(socket.AF_UNSPEC)
         except OSError as error:
-            raise _not_opened(self._host, self.port, error) from error
+            # localhost is an address of IPv6 too, also where the machine has none.
+            if error.errno != errno.EADDRNOTAVAIL or ":" in self._host:
+                raise
+            self._server = await listen(socket.AF_INET)
+        self._listening.clear()
         for listening in self._server.sockets:
             _notice_gone(listening)
+            self._listening[listening.fileno()] = os.fstat(listening.fileno()).st_ino
+
+    def _keep_open(self) -> None:
+        """Listen again where a loop gave up: uvloop does so when it can open no file, and tells nobody."""
+        if not self._listening or self._port.closing or self._reopening is not None:
+            return
+        if self._server is not None and all(_is_still(*one) for one in self._listening.items()):
+            return
+
+        async def reopen() -> None:
+            try:
+                await self._listen()
+                LOGGER.warning("the port had been closed for want of files, and is open again")
+            except OSError:
+                pass  # with the next beat
+            finally:
+                self._reopening = None
+
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._reopening = asyncio.get_running_loop().create_task(reopen())
 
     @property
     def closing(self) -> bool:
@@ -121,8 +152,14 @@ class HttpServer:
             await asyncio.sleep(0.01)
         for connection in tuple(self._port.connections):
             connection.abort()
+        self._still()
+
+    def _still(self) -> None:
+        """Look at nothing any more."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._reopening is not None:
+            self._reopening.cancel()
 
     def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -130,6 +167,7 @@ class HttpServer:
         port = self._port
         port.now = loop.time()
         port.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        self._keep_open()
         for connection in tuple(port.connections):
             try:
                 connection.check(port.now)
@@ -149,6 +187,14 @@ def check_port(host: str, port: int) -> None:
         raise InvalidArgument("the host is no address of this machine", found=host, hint=str(error)) from error
     except OSError as error:
         raise _not_opened(host, port, error) from error
+
+
+def _is_still(number: int, file: int) -> bool:
+    """Whether a number still stands for a file."""
+    try:
+        return os.fstat(number).st_ino == file
+    except OSError:
+        return False
 
 
 def _notice_gone(listening: socket.socket) -> None:
