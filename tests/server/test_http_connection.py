@@ -22,6 +22,7 @@ from tests.server.certificates import make_certificates  # noqa: E402
 from tests.server.http_lab import BODY_BYTES, Client, Lab, chunked, get, lab, post  # noqa: E402
 from tests.server.running import free_port  # noqa: E402
 from whet.errors import EPFail  # noqa: E402
+from whet.server.http import connection as http_connection  # noqa: E402
 from whet.server.http import server as http_server  # noqa: E402
 from whet.server.http.connection import IN_PLACE, Connection  # noqa: E402
 from whet.server.http.exchange import Exchange  # noqa: E402
@@ -55,7 +56,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.written = b""
-        self.is_closed = self.is_half_closed = False
+        self.is_closed = self.is_half_closed = self.is_paused = False
 
     def write(self, content: bytes) -> None:
         assert not self.is_half_closed
@@ -74,10 +75,10 @@ class Wire:
         return True
 
     def pause_reading(self) -> None:
-        pass
+        self.is_paused = True
 
     def resume_reading(self) -> None:
-        pass
+        self.is_paused = False
 
     def get_extra_info(self, name: str) -> None:
         return None
@@ -298,6 +299,31 @@ def test_an_expectation_behind_a_slow_request(run: Run) -> None:
     run(scenario())
 
 
+# The last answer.
+
+
+QUEUE = [get("/a") + get("/b"), get("/a") + post(b"abc")[:-1], get("/a") + get("/b")[:-1], get("/a") + b"junk\r\n"]
+
+
+@pytest.mark.parametrize("sent", [*QUEUE, get("/a")])
+def test_who_sent_more_than_is_answered_can_read_the_last_answer(sent: bytes) -> None:
+    """A connection that is closed with something unread takes back what it has sent."""
+    asked: list[Exchange] = []
+    port, wire = Port(asked.append, BODY_BYTES, 1.0, 1.0, 1.0), Wire()
+    connection = Connection(port)
+    connection.connection_made(wire)
+    connection.get_buffer(-1)[: len(sent)] = sent
+    connection.buffer_updated(len(sent))
+    port.closing = True
+    asked[0].respond(200)
+    assert (wire.is_half_closed, wire.is_closed) == ((True, False) if sent in QUEUE else (False, True))
+    assert not wire.is_paused
+    connection.get_buffer(-1)[: len(sent)] = sent
+    connection.buffer_updated(len(sent))
+    assert len(asked) == 1
+    assert wire.statuses == [200]
+
+
 # Bodies.
 
 
@@ -323,6 +349,17 @@ def test_no_more_is_read_than_the_rest_of_a_body() -> None:
     assert len(connection.get_buffer(-1)) == 5
     connection.buffer_updated(5)
     assert len(connection.get_buffer(-1)) == READ_BYTES
+
+
+def test_a_body_that_there_is_no_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*given: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(http_connection.np, "empty", no_memory)
+    asked, wire = fed(post(bytes(100_000)) + get())
+    assert asked == []
+    assert wire.statuses == [400]
+    assert b"no memory for the body" in wire.written
 
 
 def test_long_bodies_and_what_is_right_behind_them(run: Run, certificates: Path | None) -> None:
@@ -413,7 +450,7 @@ def test_localhost_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_host_that_is_none() -> None:
-    for host in ("no.such.host.example", "a..b", "x" * 300):
+    for host in ("no.such.host.example", "x" * 300, "ü" * 70):
         with pytest.raises(Exception, match="the host is no address") as caught:
             check_port(host, free_port())
         assert type(caught.value).__name__ == "InvalidArgument"

@@ -24,7 +24,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 import numpy as np
 
-from whet.errors import InvalidArgument
+from whet.errors import InvalidArgument, ResourceExhausted
 from whet.server.errors import PayloadTooLarge, ShuttingDown
 from whet.server.http.delivery import is_gone, taken
 from whet.server.http.exchange import GONE, ONLY_JSON, Exchange, Header
@@ -325,7 +325,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _receive_in_place(self, length: int) -> None:
         """Receive the rest of the body where it stays. The parser, which does not see it, is replaced."""
-        self._body = body = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
+        try:
+            body = memoryview(np.empty(length, np.uint8))  # type: ignore[arg-type]
+        except MemoryError:
+            self._refuse(ResourceExhausted("there is no memory for the body", found=f"{length} bytes"), self._next)
+            return
+        self._body = body
         at = 0
         for chunk in self._chunks:
             body[at : at + len(chunk)] = chunk

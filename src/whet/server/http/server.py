@@ -183,7 +183,7 @@ def check_port(host: str, port: int) -> None:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except (socket.gaierror, UnicodeError) as error:
+    except (socket.gaierror, TypeError, ValueError) as error:  # the latter two: what is no name at all
         raise InvalidArgument("the host is no address of this machine", found=host, hint=str(error)) from error
     except OSError as error:
         raise _not_opened(host, port, error) from error
