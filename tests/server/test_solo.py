@@ -99,6 +99,10 @@ STEADY: dict[str, Model] = {
     "a shape of its own": (
         [node("Shape", "x", out="s"), node("ConstantOfShape", "s", out="c"), node("Add", "x", "c")], [X],
     ),
+    "a shape without names": (
+        [node("Shape", "x", out="s"), node("ConstantOfShape", "s", out="c"), node("Add", "x", "c")],
+        [("x", F, [None, None])],
+    ),
     "a shape computed": (
         [node("Shape", "x", out="s", start=0, end=1), node("Concat", "s", "two", "two", out="t", axis=0),
          node("Reshape", "x", "t", out="r"), node("Relu", "r")], [X],
