@@ -157,7 +157,7 @@ def test_an_inference_ends_with_its_client(run: Run, behind: bytes, end: Callabl
 
 
 def slow_times(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
-    for name, value in {"LINGER_S": 0.01, **seconds}.items():
+    for name, value in {"LINGER_S": 0.01, "TICK_S": 0.02, **seconds}.items():
         monkeypatch.setattr(http_connection if hasattr(http_connection, name) else http_server, name, value)
 
 
@@ -253,10 +253,12 @@ def test_every_wait_has_its_end(
     slow_times(monkeypatch)
 
     async def scenario() -> None:
-        async with lab(certificates, body_s=0.3) as served:
-            served.server._port.head_s = served.server._port.idle_s = 0.3
+        async with lab(certificates) as served:
             client = await served.connect()
             await client.send(sent)
+            await served.beats(2)  # it is read: from here on there is little time
+            port = served.server._port
+            port.head_s = port.body_s = port.idle_s = 0.05
             found = await client.statuses()
             assert found[-1:] == ([status] if status else [200] if sent == get() else [])
             await served.until(lambda: not served.connections)
