@@ -24,6 +24,9 @@ from whet.session.inference_session import InferenceSession
 DIGEST_S = 0.005
 """How long a large input's digest for the response cache takes, about."""
 
+NOTED = 512
+"""Requests that ran at once are counted so many at a time, or when somebody asks."""
+
 
 class ServedModel:
     """A model version that answers. Made on the event loop; `infer` is a coroutine of that loop.
@@ -38,7 +41,9 @@ class ServedModel:
         self.config = config
         self.version = version
         self.session = session
-        self.stats = ModelStats()
+        self._stats = ModelStats()
+        self._noted: list[tuple[int, int, int, int, int]] = []
+        """Requests that ran at once and are not counted yet."""
         self.load_s = 0.0
         self.waiting_for_answers = 0
         self._check = RequestCheck(config)
@@ -53,6 +58,17 @@ class ServedModel:
         self._digesting = 0
         self._short_runs = ShortRuns()
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def stats(self) -> ModelStats:
+        """What the model did so far."""
+        if self._noted:
+            self._count_noted()
+        return self._stats
+
+    def _count_noted(self) -> None:
+        noted, self._noted = self._noted, []
+        self._stats.count_at_once(noted)
 
     @property
     def pending(self) -> int:
@@ -143,7 +159,7 @@ class ServedModel:
         rows: int, shapes: ShapeKey,
     ) -> InferResponse:  # fmt: skip
         """Answer from the cache, or run and fill it. An answer from the cache is no inference in the statistics."""
-        stats = self.stats
+        stats = self._stats
         began = time.monotonic_ns()
         self._digesting += 1
         try:
@@ -182,7 +198,10 @@ class ServedModel:
         outputs, began, ended = self.instances.run_here(names, feed)
         times = RequestTimes(request.received_ns, began, began, ended)
         response = self._response(request, names, rows, outputs, times, rows, "at once")
-        self.stats.count_at_once(rows, times)
+        noted = self._noted
+        noted.append((rows, request.received_ns, began, ended, times.finished_ns))
+        if len(noted) == NOTED:
+            self._count_noted()
         return response
 
     async def close(self) -> None:
@@ -216,7 +235,7 @@ class ServedModel:
         return classify(tensor, classes, self._outputs[tensor.name].labels, batched=self.config.max_batch_rows > 0)
 
     def _count_success(self, rows: int, times: RequestTimes) -> None:
-        stats = self.stats
+        stats = self._stats
         total = times.finished_ns - times.received_ns
         queue = times.started_ns - times.queued_ns
         infer = times.computed_ns - times.started_ns
@@ -236,13 +255,13 @@ class ServedModel:
         self._count_as("BACKEND" if status == 500 else reason, request)
 
     def _count_as(self, reason: str, request: InferRequest) -> None:
-        stats = self.stats
+        stats = self._stats
         stats.fail.add(time.monotonic_ns() - request.received_ns)
         stats.failures[reason] = stats.failures.get(reason, 0) + 1
 
     def count_batch(self, rows: int, closed: str, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Note one run of `rows` rows."""
-        stats = self.stats
+        stats = self._stats
         stats.execution_count += 1
         stats.batch_rows.observe(rows)
         stats.infer_us.observe(infer_ns / 1e3)
