@@ -42,7 +42,7 @@ class InferRequest:
     `deadline_ns`: when the client stops waiting, 0 for never; it covers the queue and the computation. `priority`: 1 is
     the highest, 0 the model's default. `sequence_id`: 0 or "" outside of a sequence. `traceparent`, `tracestate`: W3C
     trace context of the caller, set where `DataPlane.tracing` asks for it. `source`: the number of its connection,
-    where that has one request at a time.
+    where that has one request at a time. `form`: the same for requests that differ in their elements only.
     """
 
     model: str
@@ -60,6 +60,7 @@ class InferRequest:
     traceparent: str = ""
     tracestate: str = ""
     source: int | None = None
+    form: object = None
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from whet.server.http.compression import compressed, decompressed, wanted_encodi
 from whet.server.http.connection import SHORT
 from whet.server.http.exchange import GONE, JSON, ONLY_JSON, OVERDUE, Exchange, Header
 from whet.server.http.failures import NoSuchAddress, UnsupportedMediaType, failure
+from whet.server.http.json_forms import Forms, Read
 from whet.server.http.json_request import read_request
 from whet.server.http.json_response import LONG, is_long, write_response
 from whet.server.http.origin import OriginCheck
@@ -39,9 +40,6 @@ MAX_PATH = 4096
 Page = Callable[[Exchange], Awaitable[None]]
 """Answers a request for an address outside of the protocol."""
 
-Read = tuple[InferRequest, Mapping[str, bool], bool]
-"""What `read_request` makes of a body."""
-
 
 class HttpApp:
     """KServe v2 over HTTP: `handle` is what an HttpServer calls.
@@ -56,6 +54,7 @@ class HttpApp:
     ) -> None:  # fmt: skip
         self._plane = plane
         self._body_bytes = body_bytes
+        self._forms = Forms()
         self._origin = origin or OriginCheck()
         self._is_local = self._origin.is_local
         self._calls = Calls(plane, access, self._origin)
@@ -86,7 +85,7 @@ class HttpApp:
             work = self._guarded(exchange, self._infer_long, exchange, name, version, head_bytes)
             exchange.start(work, ends_with_client=True)
             return
-        read = read_request(name, version, body, head_bytes)
+        read = self._forms.read(name, version, body, head_bytes)
         response = self._plane.infer_at_once(self._prepared(exchange, read[0]))
         if response is not None and _is_short(response, read) and "accept-encoding" not in headers:
             _send(exchange, *write_response(response, read[1], read[2]))

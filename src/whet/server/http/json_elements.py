@@ -15,7 +15,9 @@ from whet.server.request import Array
 FP32 = BY_NAME["FP32"]
 
 # Elements that overflow are looked for and refused; numpy would also say so in the log.
-warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning, r"whet\.server\.http\.json_elements")
+warnings.filterwarnings(
+    "ignore", "(overflow|invalid value) encountered in", RuntimeWarning, r"whet\.server\.http\.json_elements"
+)
 
 _ALLOWED: dict[str, frozenset[type]] = {
     "float": frozenset((int, float)),
