@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import onnx
 import pytest
@@ -22,8 +24,9 @@ from whet.server.auto_config import model_config  # noqa: E402
 from whet.server.data_plane import DataPlane  # noqa: E402
 from whet.server.http.app import HttpApp  # noqa: E402
 from whet.server.model import ServedModel  # noqa: E402
+from whet.server.request import InferRequest  # noqa: E402
 from whet.server.scheduling import instances, solo  # noqa: E402
-from whet.server.scheduling.solo import KNOWN, SHAPES, SHORT_NS, STREAK, ShortRuns, Solo  # noqa: E402
+from whet.server.scheduling.solo import AWAKE_NS, KNOWN, SHAPES, SHORT_NS, STREAK, Alertness, ShortRuns, Solo  # noqa: E402
 from whet.server.scheduling.steady import why_unsteady  # noqa: E402
 
 # The rules.
@@ -327,3 +330,48 @@ def test_time_goes_on_while_one_client_sends_ahead(scale: Scale) -> None:
             await asyncio.sleep(0)
 
     uvloop.run(scenario())
+
+
+def test_a_loop_stays_awake_for_a_moment_and_no_longer() -> None:
+    async def scenario() -> None:
+        alertness = Alertness()
+        for _ in range(2):
+            began = time.monotonic_ns()
+            alertness.stay()
+            alertness.stay()
+            turns = 0
+            while alertness._is_awake:
+                await asyncio.sleep(0)
+                turns += 1
+            assert time.monotonic_ns() - began >= AWAKE_NS
+            assert turns > 1
+        # Nothing is left that would wake it again.
+        handles: Any = asyncio.get_running_loop()
+        assert not handles._ready
+
+    asyncio.run(scenario())
+
+
+def test_the_loop_stays_awake_for_the_only_client() -> None:
+    class Model:
+        def infer_at_once(self, request: InferRequest, alone: bool) -> object:
+            return "answer" if request.inputs else None
+
+    plane = DataPlane()
+    stays: list[int] = []
+
+    class Noted(Alertness):
+        def stay(self) -> None:
+            stays.append(1)
+
+    plane.alertness = Noted()
+    plane._newest["m"] = Model()  # type: ignore[assignment]
+    some: Any = [None]
+    for _ in range(STREAK + 1):
+        assert plane.infer_at_once(InferRequest("m", some, source=1)) == "answer"
+    assert stays == []
+    plane.infer_at_once(InferRequest("m", some, source=1))
+    assert stays == [1]
+    plane.infer_at_once(InferRequest("m", [], source=1))
+    plane.infer_at_once(InferRequest("m", some, source=2))
+    assert stays == [1]

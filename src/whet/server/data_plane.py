@@ -10,7 +10,7 @@ from whet.server.describe import model_metadata, model_statistics
 from whet.server.errors import ModelNotFound, ModelUnavailable, ShuttingDown, Unsupported
 from whet.server.model import ServedModel
 from whet.server.request import InferRequest, InferResponse
-from whet.server.scheduling.solo import Solo
+from whet.server.scheduling.solo import Alertness, Solo
 from whet.server.settings import LogSettings, Settings, TraceSettings
 from whet.version import __version__
 
@@ -70,6 +70,7 @@ class DataPlane:
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._newest: dict[str, ServedModel] = {}
         self.solo = Solo()
+        self.alertness = Alertness()
         self.live = True
         self.draining = False
         self.closing = False
@@ -139,11 +140,14 @@ class DataPlane:
         if model is None or self.on_answer is not None:
             return None
         try:
-            return model.infer_at_once(request, alone)
+            response = model.infer_at_once(request, alone)
         except Exception as error:
             if self.on_failure is not None:
                 self.on_failure(request, error)
             raise
+        if alone and response is not None:
+            self.alertness.stay()
+        return response
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer one request."""

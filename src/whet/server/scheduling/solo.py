@@ -8,6 +8,8 @@ its shapes are known to be short.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Hashable
 
 STREAK = 32
@@ -18,6 +20,9 @@ SHORT_NS = 3_000_000
 
 KNOWN = 4
 """Short runs of the same shapes after which the next one is expected to be short."""
+
+AWAKE_NS = 400_000
+"""How long a loop waits awake for the next request of the only client."""
 
 SHAPES = 64
 """Shapes that are remembered."""
@@ -42,6 +47,30 @@ class Solo:
         self._source = source
         self._streak = 0
         return False
+
+
+class Alertness:
+    """Keeps an event loop awake for a moment: a client that asks one thing after the other asks again at once, and
+    waking a thread that sleeps takes a good part of the time that its next request does."""
+
+    __slots__ = ("_is_awake", "_until_ns")
+
+    def __init__(self) -> None:
+        self._until_ns = 0
+        self._is_awake = False
+
+    def stay(self) -> None:
+        """Do not sleep within AWAKE_NS from now."""
+        self._until_ns = time.monotonic_ns() + AWAKE_NS
+        if not self._is_awake:
+            self._is_awake = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        if time.monotonic_ns() < self._until_ns:
+            asyncio.get_running_loop().call_soon(self._turn)
+        else:
+            self._is_awake = False
 
 
 class ShortRuns:
