@@ -28,9 +28,6 @@ from whet.server.web.status import Status
 
 LOGGER = logging.getLogger("whet.server")
 
-GARBAGE = 10_000
-"""Objects that are made and not yet freed, after which the collector looks for cycles."""
-
 
 async def serve(options: ServerOptions) -> None:
     """Serve until the process is told to stop (SIGTERM, SIGINT); then answer what was accepted, and return.
@@ -115,8 +112,6 @@ def _settled(plane: DataPlane, options: ServerOptions) -> None:
     # request waits for 40 ms. What a model does not hold in cycles is freed as before.
     gc.collect()
     gc.freeze()
-    # Requests leave no cycles behind: looking for them after each 700 objects finds nothing.
-    gc.set_threshold(GARBAGE)
     plane.loading = False
     LOGGER.info("ready", extra=fields(
         models=len(plane.models), http_port=options.http_port, grpc_port=options.grpc_port,
