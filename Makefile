@@ -23,6 +23,7 @@ unit: $(VENV)/.test
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz --seconds 600
 	$(BIN)/python -m tests.server.grpc_fuzz --seconds 600
+	$(BIN)/python -m tests.server.http_fuzz --seconds 600
 	$(BIN)/python -m tests.kernel_fuzz --calls 10000000 --kernels 3000 --jobs $(JOBS)
 	$(BIN)/python -m tests.threaded_runs --runs 100000
 
