@@ -43,7 +43,7 @@ from whet.loadgen.plan import ModelLoad, Pace, Plan, Target, Windows
 from whet.loadgen.report import document
 from whet.loadgen.run import make_mix
 from whet.loadgen.run import run as run_load
-from whet.server.http.json_request import read_request
+from whet.server.http.json_forms import Forms
 from whet.server.http.json_response import write_response
 from whet.server.request import InferResponse, OutputTensor
 
@@ -392,13 +392,14 @@ def time_formats(name: str, given: Tensor, gives: Tensor, array: Any, binary: bo
         tensor["data"] = array.reshape(-1).tolist()
     head = json.dumps(document).encode()
     body, length = (head + array.tobytes(), len(head)) if binary else (head, None)
-    request, wanted, everything = read_request(name, "", body, length)
+    reading = Forms().read
+    request, wanted, everything = reading(name, "", body, length)
     output = OutputTensor(gives.name, request.inputs[0].datatype, np.zeros((1, *gives.dims), np.float32))
     response = InferResponse(name, "1", "", [output])
     times = [], []
     for _ in range(300):
         began = time.perf_counter()
-        read_request(name, "", body, length)
+        reading(name, "", body, length)
         middle = time.perf_counter()
         write_response(response, wanted, everything)
         times[0].append(middle - began)

@@ -128,6 +128,23 @@ def test_forms_are_bounded() -> None:
     assert form_of(long, read_request("m", "", long, None)) is None
 
 
+def test_requests_without_a_form_do_not_keep_others_from_theirs() -> None:
+    forms = Forms()
+    used = 0
+    for number in range(100):
+        forms.read("a", "", body([1, 2, 3, 4])[:-1] + b',"id":"%d"}' % number, None)
+        used += forms.read("b", "", body([number, 2, 3, 4]), None)[0].form is not None
+    assert used == 99
+
+
+def test_a_client_that_sends_nested_lists_is_not_read_twice() -> None:
+    forms = Forms()
+    forms.read("m", "", body([1, 2, 3, 4]), None)
+    assert forms._forms
+    same(forms, body([[1, 2], [3, 4]]))
+    assert not forms._forms
+
+
 def config(**changes: Any) -> ModelConfig:
     one = TensorConfig("x", BY_NAME["FP32"], (4,), **changes)
     return ModelConfig("m", inputs=(one,), outputs=(TensorConfig("y", BY_NAME["FP32"], (4,)),), max_batch_rows=8)

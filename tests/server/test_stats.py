@@ -48,8 +48,17 @@ def test_requests_that_are_counted_together() -> None:
         np.testing.assert_allclose(found.sum, sum(values), rtol=1e-12)
     assert {rows: batch.infer.count for rows, batch in stats.batches.items()} == Counter(sizes)
     assert sum(batch.infer.ns for batch in stats.batches.values()) == sum(spans["compute_infer"])
-    last_s = (noted[-1][4] - time.monotonic_ns()) / 1e9 + time.time()
+    last_s = (max(noted[i][4] for i in (0, 5, 305)) - time.monotonic_ns()) / 1e9 + time.time()
     assert abs(stats.last_inference_ms / 1e3 - last_s) < 5
+
+
+def test_a_request_that_ended_later_is_the_last_one() -> None:
+    stats = ModelStats()
+    now_ms = time.time_ns() // 1_000_000
+    stats.last_inference_ms = now_ms
+    earlier = time.monotonic_ns() - 10_000_000_000
+    stats.count_at_once([(1, earlier, earlier, earlier, earlier)])
+    assert stats.last_inference_ms == now_ms
 
 
 def test_bounds_belong_to_the_bucket_below() -> None:

@@ -106,7 +106,9 @@ class ModelStats:
         self.queue.count += count
         self.inference_count += int(rows.sum())
         self.execution_count += count
-        self.last_inference_ms = (time.time_ns() - time.monotonic_ns() + int(finished[-1])) // 1_000_000
+        # Another one may have ended on a thread since.
+        last_ms = (time.time_ns() - time.monotonic_ns() + int(finished[-1])) // 1_000_000
+        self.last_inference_ms = max(self.last_inference_ms, last_ms)
         self.request_us.observe_all(total / 1e3)
         self.queue_us.counts[0] += count
         self.infer_us.observe_all(infer / 1e3)

@@ -69,25 +69,31 @@ class Forms:
 
     def __init__(self) -> None:
         self._forms: dict[tuple[str, str], Form] = {}
-        self._strange = 0
+        self._strange: dict[tuple[str, str], int] = {}
+        """Requests since a model's form was looked for."""
 
     def read(self, model: str, version: str, body: bytes | memoryview, header_bytes: int | None) -> Read:
         """As `read_request`, which see."""
         if header_bytes is not None or type(body) is not bytes:
             return read_request(model, version, body, header_bytes)
-        form = self._forms.get((model, version))
+        key = model, version
+        form = self._forms.get(key)
         if form is not None:
             before, after = form.before, form.after
             if body.startswith(before) and body.endswith(after) and len(body) > len(before) + len(after):
                 request = form.read(model, version, body)
                 if request is not None:
                     return request, form.binary, False
+                # Wrong, or of nested lists: who sends such once goes on.
+                del self._forms[key]
         read = read_request(model, version, body, None)
-        if self._strange % EVERY == 0 and (found := form_of(body, read)) is not None:
-            if len(self._forms) >= FORMS:
-                self._forms.clear()
-            self._forms[model, version] = found
-        self._strange += 1
+        strange = self._strange.get(key, 0)
+        if len(self._strange) >= FORMS and not strange:
+            self._strange.clear()
+            self._forms.clear()
+        self._strange[key] = (strange + 1) % EVERY
+        if not strange and (found := form_of(body, read)) is not None:
+            self._forms[key] = found
         return read
 
 

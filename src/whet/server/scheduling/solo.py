@@ -12,6 +12,8 @@ import asyncio
 import time
 from collections.abc import Hashable
 
+from whet.runtime.cores import core_budget
+
 STREAK = 32
 """Requests of one connection, with no other between them, after which its client is taken to be the only one."""
 
@@ -51,16 +53,22 @@ class Solo:
 
 class Alertness:
     """Keeps an event loop awake for a moment: a client that asks one thing after the other asks again at once, and
-    waking a thread that sleeps takes a good part of the time that its next request does."""
+    waking a thread that sleeps takes a good part of the time that its next request does.
 
-    __slots__ = ("_is_awake", "_until_ns")
+    `cores`: how many this process may use; with one, the client may need it meanwhile, and the loop sleeps.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_is_awake", "_may", "_until_ns")
+
+    def __init__(self, cores: int | None = None) -> None:
+        self._may = (core_budget() if cores is None else cores) > 1
         self._until_ns = 0
         self._is_awake = False
 
     def stay(self) -> None:
         """Do not sleep within AWAKE_NS from now."""
+        if not self._may:
+            return
         self._until_ns = time.monotonic_ns() + AWAKE_NS
         if not self._is_awake:
             self._is_awake = True
