@@ -102,7 +102,7 @@ def test_a_request_cannot_forge_lines(style: str, stream: io.StringIO, monkeypat
 
 def test_configuring_logging_elsewhere_does_not_end_the_log(stream: io.StringIO) -> None:
     log = ServerLog(LogSettings(), stream)
-    # What granian does at its start.
+    # What some servers and libraries do at their start.
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
     LOGGER.info("still here")
     log.stop()
